@@ -1,0 +1,229 @@
+"""The typed recipe: every value that a run depends on, and nothing else. Imports no torch.
+
+One YAML file is the whole truth of a run. Past :mod:`xvlm_core.config.resolve` no dictionary is
+read any more: code takes these objects. Each field's description is what ``--dry-run``, error
+messages and the documentation show.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from xvlm_core.models.sizes import SIZES, ModelConfig
+
+TaskName = Literal["pretrain", "grounding"]
+LossName = Literal["contrastive", "matching", "masked_lm", "box_l1", "box_giou"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    # Strict: "1e-4", which YAML 1.1 reads as a string, is an error that names the key. Trees are
+    # validated as JSON (resolve.py), so that lists are tuples and 1 is a fine float.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class InitConfig(_Section):
+    """Where the first weights come from. Nothing is downloaded unless ``download`` is true."""
+
+    vision: str | None = Field(None, description="ImageNet weights: a local file or a hub id")
+    text: str | None = Field(None, description="BERT weights: a local folder or file, or a hub id")
+    checkpoint: str | None = Field(
+        None,
+        description="a model folder or run; 'newest-pretrain' takes the newest pre-training run",
+    )
+    download: bool = Field(False, description="allow hub ids to be fetched")
+
+
+class ModelSection(_Section):
+    """A named size and the values that differ from it."""
+
+    size: Literal["base", "small", "tiny"] = Field("base", description="named size")
+    image_size: int | None = Field(None, gt=0, description="input side in pixels (size's own)")
+    window_size: int | None = Field(None, gt=0, description="Swin window (size's own)")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="further fields of ModelConfig, e.g. {text: {dropout: 0}}"
+    )
+
+    def shape(
+        self, vocab_size: int | None = None, heads: tuple[str, ...] | None = None
+    ) -> ModelConfig:
+        """The full shape: size, then image and window size, then overrides."""
+        config = SIZES[self.size]().model_dump()
+        if self.image_size is not None:
+            config["vision"]["image_size"] = self.image_size
+        if self.window_size is not None:
+            config["vision"]["window_size"] = self.window_size
+        if vocab_size is not None:
+            config["text"]["vocab_size"] = vocab_size
+        if heads is not None:
+            config["heads"] = heads
+        for key, value in self.overrides.items():
+            if isinstance(value, dict) and isinstance(config.get(key), dict):
+                config[key] = {**config[key], **value}
+            else:
+                config[key] = value
+        return ModelConfig.model_validate(config)
+
+
+class TextSection(_Section):
+    """Tokens and masking (official.md 2.4, 2.7)."""
+
+    tokenizer: str = Field(
+        "bert-base-uncased",
+        description="'bert-base-uncased' (packaged), 'world', or a tokenizer.json or vocab.txt",
+    )
+    max_words: int = Field(40, gt=0, description="words kept by the cleaning")
+    max_tokens: int = Field(40, gt=1, description="tokens kept, CLS included")
+    mask_prob: Fraction = Field(0.25, description="share of tokens to predict")
+    max_masks: int = Field(8, gt=0, description="most tokens to predict in one text")
+    skipgram_prb: Fraction = Field(0.2, description="chance of masking a run of 2..skipgram_size")
+    skipgram_size: int = Field(3, ge=2)
+
+
+class ImagesSection(_Section):
+    """The stream of pictures with captions."""
+
+    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
+    batch_size: int = Field(128, gt=0, description="pictures a rank")
+
+
+class RegionsSection(_Section):
+    """The stream of pictures with regions."""
+
+    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
+    batch_texts: int | None = Field(
+        128, gt=0, description="at most this many texts a rank; null: all that the pictures give"
+    )
+    max_images: int = Field(48, gt=0, description="pictures a rank")
+    max_regions: int = Field(5, gt=0, description="texts a picture (a caption takes one place)")
+    caption: bool = Field(True, description="also use one caption of the picture, if it has any")
+    min_perc_in_image: Fraction = Field(
+        0.5, description="a box is kept if more than this share of it is inside the crop"
+    )
+    absent: int = Field(
+        0, ge=0, description="texts a picture known NOT to be in it, for matching (0: none)"
+    )
+    iter_perc: Fraction = Field(0.5, description="mix extra: share of steps with a region update")
+
+
+class DataSection(_Section):
+    """What is read, and how it is mixed."""
+
+    root: str = Field("data", description="folder of the prepared stores")
+    images: ImagesSection | None = None
+    regions: RegionsSection | None = None
+    mix: Literal["extra", "joint"] = Field(
+        "extra",
+        description="extra: a region batch is a further update of its own (the released code); "
+        "joint: one update on both together (the paper)",
+    )
+    validation: tuple[str, ...] = Field((), description="stores that select the best checkpoint")
+    validation_split: str = Field("val", description="split of the validation stores")
+    validation_limit: int | None = Field(None, gt=0, description="at most this many pictures")
+    train_split: str = Field("train", description="split that is trained on")
+    careful_flip: bool = Field(
+        True, description="never mirror a picture whose text has the word left or right"
+    )
+    augment: bool = Field(True, description="random crop, flip and RandAugment in training")
+    workers: int = Field(4, ge=0, description="loader processes a rank")
+    size: int | None = Field(
+        None, gt=0, description="samples that count as an epoch; null: those found on disk"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> DataSection:
+        if self.images is None and self.regions is None:
+            raise ValueError("at least one of data.images and data.regions is needed")
+        return self
+
+
+class LossSection(_Section):
+    """One loss: its weight, and the part of the run it takes part in."""
+
+    weight: float = Field(1.0, ge=0)
+    start: Fraction = Field(0.0, description="share of the run after which it joins")
+
+
+class LossesSection(_Section):
+    """The five losses of the paper (Eq. 1-8)."""
+
+    contrastive: LossSection = LossSection()
+    matching: LossSection = LossSection()
+    masked_lm: LossSection = LossSection()
+    box_l1: LossSection = LossSection()
+    box_giou: LossSection = LossSection()
+
+
+class OptimSection(_Section):
+    """AdamW and its groups."""
+
+    lr: float = Field(1.0e-4, gt=0)
+    lr_mult: float = Field(2.0, gt=0, description="factor for parameters BERT and Swin lack")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.98)
+    )
+    eps: float = Field(1.0e-8, gt=0)
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="global gradient norm; null: no clipping"
+    )
+
+
+class ScheduleSection(_Section):
+    """Learning rate over the run."""
+
+    kind: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="shape of the decay"
+    )
+    warmup: float = Field(0.1, ge=0, description="below 1: share of the run; else steps")
+    epochs: float | None = Field(None, gt=0, description="passes over data.size samples")
+    max_steps: int | None = Field(None, gt=0, description="steps; wins over epochs")
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="time budget: the schedule follows elapsed time (not bit-reproducible)",
+    )
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> ScheduleSection:
+        if self.epochs is None and self.max_steps is None and self.max_seconds is None:
+            raise ValueError("one of epochs, max_steps and max_seconds is needed")
+        return self
+
+
+class TrainSection(_Section):
+    """The loop: precision, checkpoints, logging."""
+
+    precision: Literal["fp32", "bf16"] = Field("fp32")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto")
+    checkpoint_every: int = Field(1000, gt=0, description="steps between checkpoints")
+    keep_last: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
+    evaluate_every: int | None = Field(
+        None, gt=0, description="steps between validations; null: at the end only"
+    )
+    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+
+
+class Recipe(_Section):
+    """A whole run."""
+
+    task: TaskName = Field(description="what is learnt")
+    about: str = Field("", description="one line for `xvlm ls recipes`")
+    compat: Literal["none", "official"] = Field(
+        "none", description="official: reproduce the released code where it departs from sense"
+    )
+    seed: int = Field(42, ge=0)
+    official_ranks: int = Field(
+        1, gt=0, description="ranks of the official run (reported; compat scales contrastive by it)"
+    )
+    model: ModelSection = ModelSection()
+    init: InitConfig = InitConfig()
+    data: DataSection
+    text: TextSection = TextSection()
+    losses: LossesSection = LossesSection()
+    optim: OptimSection = OptimSection()
+    schedule: ScheduleSection
+    train: TrainSection = TrainSection()
