@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -107,7 +108,13 @@ class Task(Protocol):
     """Name of the score that selects the best checkpoint (greater is better), if any."""
 
     def build_model(self) -> nn.Module:
-        """A fresh model, initialised as the recipe says. Has ``save_files(folder)``."""
+        """A fresh model, initialised as the recipe says."""
+
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Write a self-contained model folder (config.json, model.safetensors, tokenizer.json)."""
+
+    def load_weights(self, model: nn.Module, folder: Path) -> None:
+        """Load the weights of a model folder that this task wrote into ``model`` (resume)."""
 
     def feed(self) -> Feed:
         """The training stream."""
