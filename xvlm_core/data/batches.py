@@ -1,0 +1,128 @@
+"""Batches: frozen tensors that a task computes its losses from.
+
+Legend: I pictures, R their side, B texts, P patches, M masked tokens, A absent texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from xvlm_core.models.packing import PackedTexts
+
+
+def _moved(value: object, device: torch.device | str) -> object:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return value.to(device) if isinstance(value, PackedTexts) else value
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """Pictures with texts of every grain.
+
+    Attributes:
+        pictures_ICHW: normalised pictures, float32.
+        texts: the B texts.
+        picture_of_text_B: picture of each text, int64.
+        mask_BP: patches that each text is about, bool; None when every text is about the whole
+            picture.
+        boxes_cxcywh_B4: box of each text as fractions of the picture (whole: .5, .5, 1, 1).
+        is_region_B: True where the text names a part (it has box losses).
+        excluded_BB: bool, text c fits the concept of text b although c != b is another sample:
+            never a negative of it (same picture and patches, or the same text).
+        masked: the texts with masked tokens.
+        masked_token_M: packed index in ``masked`` of each token to predict.
+        masked_label_M: the tokens that stood there.
+        absent: texts known not to be in their picture; None when there are none.
+        picture_of_absent_A: their pictures.
+        record_ids: of the I pictures.
+        dropped: samples left out while the batch was made, by reason.
+    """
+
+    pictures_ICHW: Tensor
+    texts: PackedTexts
+    picture_of_text_B: Tensor
+    mask_BP: Tensor | None
+    boxes_cxcywh_B4: Tensor
+    is_region_B: Tensor
+    excluded_BB: Tensor
+    masked: PackedTexts
+    masked_token_M: Tensor
+    masked_label_M: Tensor
+    absent: PackedTexts | None = None
+    picture_of_absent_A: Tensor | None = None
+    record_ids: tuple[str, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def n_pictures(self) -> int:
+        """I."""
+        return len(self.pictures_ICHW)
+
+    def to(self, device: torch.device | str) -> PretrainBatch:
+        """The same batch on another device."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return PretrainBatch(**{n: _moved(getattr(self, n), device) for n in names})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class GroundingBatch:
+    """Pictures with phrases to find.
+
+    Attributes:
+        pictures_ICHW: normalised pictures, float32.
+        texts: the B phrases.
+        picture_of_text_B: picture of each phrase, int64.
+        present_B: False where the phrase is known (or drawn) not to be in the picture.
+        boxes_cxcywh_B4: box of each phrase as fractions (absent: zeros, not used).
+        items: for evaluation, what each phrase is: see :class:`GroundingItem`.
+        record_ids: of the I pictures.
+        dropped: samples left out while the batch was made, by reason.
+    """
+
+    pictures_ICHW: Tensor
+    texts: PackedTexts
+    picture_of_text_B: Tensor
+    present_B: Tensor
+    boxes_cxcywh_B4: Tensor
+    items: tuple[GroundingItem, ...] = ()
+    record_ids: tuple[str, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def n_pictures(self) -> int:
+        """I."""
+        return len(self.pictures_ICHW)
+
+    def to(self, device: torch.device | str) -> GroundingBatch:
+        """The same batch on another device."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return GroundingBatch(**{n: _moved(getattr(self, n), device) for n in names})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class GroundingItem:
+    """One phrase of one picture, as evaluation needs it.
+
+    Attributes:
+        id: unique in the split.
+        record: the record it belongs to.
+        phrase: the text before cleaning.
+        kind: finer kind for the breakdown (world: label, attribute, ...; else the region kind).
+        box_xyxy_px: true box in the original picture; None: the phrase is absent.
+        width: pixels of the original picture.
+        height: the same.
+    """
+
+    id: str
+    record: str
+    phrase: str
+    kind: str
+    box_xyxy_px: tuple[float, float, float, float] | None
+    width: int
+    height: int

@@ -1,0 +1,60 @@
+"""Box prediction (X-VLM, Eq. 6-7): L1 and generalised IoU.
+
+GIoU: Rezatofighi et al., CVPR 2019. All boxes are fractions of the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BoxLosses:
+    """The two terms of Eq. 7, float32 scalars."""
+
+    l1: Tensor
+    giou: Tensor
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Centre and size -> corners, last axis 4."""
+    cx, cy, w, h = boxes_cxcywh.unbind(-1)
+    return torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], dim=-1)
+
+
+def generalised_iou(boxes_xyxy: Tensor, targets_xyxy: Tensor) -> Tensor:
+    """GIoU of pairs of boxes, ``(N, 4), (N, 4) -> (N,)``, in [-1, 1].
+
+    Boxes are not clipped to the picture. A pair without any area gives NaN-free -1 .. 1 values
+    as long as one of the two has area.
+    """
+    low = torch.maximum(boxes_xyxy[:, :2], targets_xyxy[:, :2])
+    high = torch.minimum(boxes_xyxy[:, 2:], targets_xyxy[:, 2:])
+    intersection = (high - low).clamp(min=0).prod(1)
+    area = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
+    target_area = (targets_xyxy[:, 2:] - targets_xyxy[:, :2]).prod(1)
+    union = area + target_area - intersection
+    hull_low = torch.minimum(boxes_xyxy[:, :2], targets_xyxy[:, :2])
+    hull_high = torch.maximum(boxes_xyxy[:, 2:], targets_xyxy[:, 2:])
+    hull = (hull_high - hull_low).clamp(min=0).prod(1)
+    return intersection / union - (hull - union) / hull
+
+
+def box_losses(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> BoxLosses:
+    """L1 over the four coordinates and 1 - GIoU, each a mean over the N boxes (Eq. 7).
+
+    Args:
+        boxes_cxcywh: predictions, ``(N, 4)``, fractions.
+        targets_cxcywh: the boxes of the named concepts, ``(N, 4)``, fractions.
+
+    Returns:
+        Two scalars; zeros (with a gradient path) when N = 0.
+    """
+    boxes_cxcywh, targets_cxcywh = boxes_cxcywh.float(), targets_cxcywh.float()
+    n = max(1, len(boxes_cxcywh))
+    l1 = (boxes_cxcywh - targets_cxcywh).abs().sum() / n
+    giou = generalised_iou(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(targets_cxcywh))
+    return BoxLosses(l1, (1 - giou).sum() / n)

@@ -1,0 +1,48 @@
+"""Contrastive loss (X-VLM, Eq. 1-3).
+
+Legend: B texts with their visual concepts, E joint width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def similarity(concept_BE: Tensor, text_BE: Tensor, temperature: Tensor) -> Tensor:
+    """Cosine over temperature, ``(B concepts, B texts)`` float32: s(V, T) / tau of Eq. 1-2."""
+    return concept_BE.float() @ text_BE.float().T / temperature.float()
+
+
+def contrastive_loss(similarity_BB: Tensor, excluded_BB: Tensor | None = None) -> Tensor:
+    """Mean of the two cross-entropies, concept to text and text to concept (Eq. 3).
+
+    Args:
+        similarity_BB: ``similarity(...)``; the diagonal holds the pairs.
+        excluded_BB: bool; pairs off the diagonal that are no negatives, because the text also
+            fits the concept (same picture and same patches, or the same text). They are left out
+            of both normalisations. None: every other pair is a negative (the released code).
+
+    Returns:
+        A float32 scalar.
+    """
+    if excluded_BB is not None:
+        diagonal = torch.eye(len(similarity_BB), dtype=torch.bool, device=similarity_BB.device)
+        similarity_BB = similarity_BB.masked_fill(excluded_BB & ~diagonal, float("-inf"))
+    labels_B = torch.arange(len(similarity_BB), device=similarity_BB.device)
+    to_text = F.cross_entropy(similarity_BB, labels_B)
+    to_concept = F.cross_entropy(similarity_BB.T, labels_B)
+    return (to_text + to_concept) / 2
+
+
+def scale_gradient(features: Tensor, scale: float) -> Tensor:
+    """The same values, with their gradient multiplied by ``scale``.
+
+    The released code averages a global loss over W ranks after each rank took only its own slice
+    of the gradient: its encoders receive 1/W of the gradient of Eq. 3 (the temperature all of
+    it). ``compat: official`` reproduces that with ``scale = 1 / official_ranks``.
+    """
+    if scale == 1.0:
+        return features
+    return features * scale + (features * (1 - scale)).detach()

@@ -1,0 +1,200 @@
+"""The pre-training forward pass: pictures and texts of every grain through the three encoders.
+
+X-VLM section 3 in one function. All cross-encoder rows of an update (matched pairs, two hard
+negatives a pair, masked texts, texts to be boxed, absent texts) are one call.
+
+Legend: I pictures, P patches, B texts, V views, M masked tokens, R scored rows, A absent texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xvlm_core.data.batches import PretrainBatch
+from xvlm_core.models.text import TextStates, Views
+from xvlm_core.models.xvlm import XVLM
+from xvlm_core.objectives.contrastive import scale_gradient, similarity
+from xvlm_core.objectives.matching import Negatives, draw_negatives
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which losses are computed: what is not wanted costs nothing."""
+
+    contrastive: bool = True
+    matching: bool = True
+    masked_lm: bool = True
+    box: bool = True
+
+
+@dataclass(frozen=True)
+class PretrainOutputs:
+    """What the losses are computed from; None where it was not wanted.
+
+    Attributes:
+        similarity_BB: concept against text, over temperature.
+        match_logits_R2: rows: B matched; negative concept with own text; own concept with
+            negative text (rows without a candidate left out).
+        match_label_R: 1 for the B matched rows, then 0.
+        presence_logits_Q2: whole picture with its region texts, then with its absent texts.
+        presence_label_Q: 1, then 0.
+        token_logits_MV: vocabulary scores of the masked tokens.
+        boxes_cxcywh_N4: predictions for the N texts that name a part.
+        target_cxcywh_N4: their boxes.
+        rows_without_negative: matching rows that had no candidate.
+        hidden: states of every cross-encoder row, in the order above (matched, negatives, masked,
+            boxed, absent); kept for tests.
+    """
+
+    similarity_BB: Tensor | None
+    match_logits_R2: Tensor | None
+    match_label_R: Tensor | None
+    presence_logits_Q2: Tensor | None
+    presence_label_Q: Tensor | None
+    token_logits_MV: Tensor | None
+    boxes_cxcywh_N4: Tensor | None
+    target_cxcywh_N4: Tensor | None
+    rows_without_negative: int
+    hidden: TextStates | None
+
+
+def concept_views(batch: PretrainBatch) -> Views:
+    """The visual concept of each text: its picture and the patches that it is about."""
+    return Views(batch.picture_of_text_B, batch.mask_BP)
+
+
+def pretrain_forward(
+    model: XVLM,
+    batch: PretrainBatch,
+    wanted: Wanted,
+    *,
+    generator: torch.Generator | None = None,
+    negatives: Negatives | None = None,
+    gradient_scale: float = 1.0,
+) -> PretrainOutputs:
+    """Everything the losses need, in one pass.
+
+    Args:
+        model: with the heads of the wanted losses.
+        batch: on the model's device.
+        wanted: which losses.
+        generator: draws the hard negatives (needed for matching unless ``negatives`` is given).
+        negatives: the hard negatives to use instead of drawing.
+        gradient_scale: factor on the gradient of the contrastive features (compat official).
+    """
+    n_texts = batch.texts.packing.n_texts
+    patches_IPS = model.encode_pictures(batch.pictures_ICHW)
+    texts = batch.texts
+    if wanted.masked_lm:
+        texts = texts.join(batch.masked)
+    boxed = batch.is_region_B.nonzero()[:, 0].tolist() if wanted.box else []
+    with_absent = wanted.matching and batch.absent is not None
+    first_absent = texts.packing.n_texts
+    if with_absent:
+        assert batch.absent is not None
+        texts = texts.join(batch.absent)
+    states = model.encode_texts(texts)
+    concepts = concept_views(batch)
+
+    similarity_BB = None
+    if wanted.contrastive or (wanted.matching and negatives is None):
+        concept_BE = model.picture_features(patches_IPS, concepts)
+        text_BE = model.text_features(states)[:n_texts]
+        similarity_BB = similarity(
+            scale_gradient(concept_BE, gradient_scale),
+            scale_gradient(text_BE, gradient_scale),
+            model.temp,
+        )
+
+    # rows of the cross encoder: (text, view); views: B concepts, then I whole pictures
+    row_text: list[int] = []
+    row_view: list[int] = []
+    whole = n_texts
+    picture_of_text = batch.picture_of_text_B.tolist()
+    match_rows = 0
+    without = 0
+    if wanted.matching:
+        if negatives is None:
+            assert similarity_BB is not None
+            assert generator is not None, "drawing hard negatives needs a generator"
+            negatives = draw_negatives(similarity_BB.detach(), batch.excluded_BB, generator)
+        drawn = torch.stack(
+            [
+                negatives.concept_of_text_B.where(negatives.text_has_B, -1),
+                negatives.text_of_concept_B.where(negatives.concept_has_B, -1),
+            ]
+        ).tolist()  # the one read-back of a step: text lengths must be known on the host
+        pairs = [(b, b) for b in range(n_texts)]
+        pairs += [(b, concept) for b, concept in enumerate(drawn[0]) if concept >= 0]
+        pairs += [(text, b) for b, text in enumerate(drawn[1]) if text >= 0]
+        row_text += [text for text, _ in pairs]
+        row_view += [view for _, view in pairs]
+        match_rows = len(pairs)
+        without = 3 * n_texts - match_rows
+    if wanted.masked_lm:
+        row_text += range(n_texts, 2 * n_texts)
+        row_view += range(n_texts)
+    first_boxed = len(row_text)
+    row_text += boxed
+    row_view += [whole + picture_of_text[b] for b in boxed]
+    if with_absent:
+        assert batch.picture_of_absent_A is not None
+        row_text += range(first_absent, states.packing.n_texts)
+        row_view += [whole + picture for picture in batch.picture_of_absent_A.tolist()]
+    if not row_text:
+        return PretrainOutputs(similarity_BB, *[None] * 7, without, None)
+
+    views = concepts
+    if boxed or with_absent:
+        views = concepts.join(model.whole(batch.n_pictures), patches_IPS.shape[1])
+    view_of_row = torch.tensor(row_view, device=patches_IPS.device)
+    hidden = model.fuse(states.select(row_text), patches_IPS, views, view_of_row)
+    first = hidden.first()
+
+    match_logits = match_label = presence_logits = presence_label = None
+    if wanted.matching:
+        match_logits = model.match_logits(first[:match_rows])
+        match_label = torch.zeros(match_rows, dtype=torch.int64, device=first.device)
+        match_label[:n_texts] = 1
+    if with_absent:
+        presence_logits = model.match_logits(first[first_boxed:])
+        presence_label = torch.zeros(len(presence_logits), dtype=torch.int64, device=first.device)
+        presence_label[: len(boxed)] = 1
+    token_logits = None
+    if wanted.masked_lm:
+        starts = torch.tensor(hidden.packing.starts[match_rows : match_rows + n_texts])
+        own = torch.tensor(batch.masked.packing.starts)
+        owner = _owner(batch)
+        moved = batch.masked_token_M + (starts - own).to(first.device)[owner]
+        token_logits = model.text.predict_tokens(hidden.hidden_ND[moved])
+    boxes = targets = None
+    if wanted.box:
+        boxes = model.boxes(first[first_boxed : first_boxed + len(boxed)])
+        targets = batch.boxes_cxcywh_B4[batch.is_region_B]
+    return PretrainOutputs(
+        similarity_BB if wanted.contrastive else None,
+        match_logits,
+        match_label,
+        presence_logits,
+        presence_label,
+        token_logits,
+        boxes,
+        targets,
+        without,
+        hidden,
+    )
+
+
+def _owner(batch: PretrainBatch) -> Tensor:
+    """The text that each masked token belongs to, ``(M,)``."""
+    packing = batch.masked.packing
+    owner_of_token = torch.cat(
+        [
+            torch.tensor(packing.order[g.row : g.row + g.rows]).repeat_interleave(g.length)
+            for g in packing.groups
+        ]
+    )
+    return owner_of_token.to(batch.masked_token_M.device)[batch.masked_token_M]
