@@ -213,7 +213,8 @@ class Layer(nn.Module):
             x_ND = x_ND + self.drop(self.self_attention.over_text(self.self_norm(x_ND), packing))
             if self.cross_attention is not None:
                 x_ND = x_ND + self.drop(self._cross(self.cross_norm(x_ND), packing, source))
-            return x_ND + self.drop(self.mlp(self.mlp_norm(x_ND)))
+            summed: Tensor = x_ND + self.drop(self.mlp(self.mlp_norm(x_ND)))
+            return summed
         x_ND = self.self_norm(x_ND + self.drop(self.self_attention.over_text(x_ND, packing)))
         if self.cross_attention is not None:
             x_ND = self.cross_norm(x_ND + self.drop(self._cross(x_ND, packing, source)))
@@ -260,7 +261,8 @@ class LanguageModelHead(nn.Module):
     def forward(self, hidden_MD: Tensor, word_weight: Tensor) -> Tensor:
         """Scores over the vocabulary, ``(M, vocabulary)``, float32."""
         x_MD = self.norm(F.gelu(self.dense(hidden_MD)))
-        return F.linear(x_MD, word_weight, self.bias).float()
+        scores_MV: Tensor = F.linear(x_MD, word_weight, self.bias).float()
+        return scores_MV
 
 
 class TextEncoder(nn.Module):

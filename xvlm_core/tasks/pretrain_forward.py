@@ -49,16 +49,16 @@ class PretrainOutputs:
             boxed, absent); kept for tests.
     """
 
-    similarity_BB: Tensor | None
-    match_logits_R2: Tensor | None
-    match_label_R: Tensor | None
-    presence_logits_Q2: Tensor | None
-    presence_label_Q: Tensor | None
-    token_logits_MV: Tensor | None
-    boxes_cxcywh_N4: Tensor | None
-    target_cxcywh_N4: Tensor | None
-    rows_without_negative: int
-    hidden: TextStates | None
+    similarity_BB: Tensor | None = None
+    match_logits_R2: Tensor | None = None
+    match_label_R: Tensor | None = None
+    presence_logits_Q2: Tensor | None = None
+    presence_label_Q: Tensor | None = None
+    token_logits_MV: Tensor | None = None
+    boxes_cxcywh_N4: Tensor | None = None
+    target_cxcywh_N4: Tensor | None = None
+    rows_without_negative: int = 0
+    hidden: TextStates | None = None
 
 
 def concept_views(batch: PretrainBatch) -> Views:
@@ -145,7 +145,7 @@ def pretrain_forward(
         row_text += range(first_absent, states.packing.n_texts)
         row_view += [whole + picture for picture in batch.picture_of_absent_A.tolist()]
     if not row_text:
-        return PretrainOutputs(similarity_BB, *[None] * 7, without, None)
+        return PretrainOutputs(similarity_BB)
 
     views = concepts
     if boxed or with_absent:

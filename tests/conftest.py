@@ -1,0 +1,62 @@
+"""Shared fixtures. ``pytest tests/golden --golden-root DIR`` runs recorded cases of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OWN_CASES = REPOSITORY / "tests" / "golden" / "cases"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-root",
+        default=None,
+        help="folder of recorded cases (default: ../shared/golden where present)",
+    )
+
+
+def golden_root_of(config: pytest.Config) -> Path | None:
+    given = config.getoption("--golden-root")
+    if given is not None:
+        root = Path(given)
+        if not root.is_dir():
+            raise pytest.UsageError(f"--golden-root: no folder {root}")
+        return root
+    default = REPOSITORY.parent / "shared" / "golden"
+    return default if default.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def golden_root(request: pytest.FixtureRequest) -> Path | None:
+    """The folder of recorded cases, or None."""
+    return golden_root_of(request.config)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of agreed material beside the repository; skips where absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside the repository")
+    return folder
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``pretrain_case``: every recorded pre-training case, ours and those of the golden root."""
+    if "pretrain_case" not in metafunc.fixturenames:
+        return
+    roots = [OWN_CASES]
+    root = golden_root_of(metafunc.config)
+    if root is not None:
+        roots.append(root)
+    folders = [
+        folder
+        for root in roots
+        for folder in sorted(root.glob("pretrain_*"))
+        if (folder / "io.safetensors").is_file()
+    ]
+    ids = [f"{folder.parent.name}-{folder.name}" for folder in folders]
+    metafunc.parametrize("pretrain_case", folders, ids=ids)
