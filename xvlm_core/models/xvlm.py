@@ -97,9 +97,9 @@ class XVLM(nn.Module):
         pooled_VS = views.pool(patches_IPS).to(self.vision_proj.weight.dtype)
         return F.normalize(self.vision_proj(pooled_VS).float(), dim=-1)
 
-    def text_features(self, states: TextStates) -> Tensor:
-        """Unit vectors of the first tokens, ``(B, E)`` float32."""
-        return F.normalize(self.text_proj(states.first()).float(), dim=-1)
+    def text_features(self, first_BD: Tensor) -> Tensor:
+        """Unit vectors of texts from the states of their first tokens, ``(B, E)`` float32."""
+        return F.normalize(self.text_proj(first_BD).float(), dim=-1)
 
     def clamp_temperature(self) -> None:
         """Clamp the temperature in place, as the released code does before each use."""

@@ -102,7 +102,7 @@ def pretrain_forward(
     similarity_BB = None
     if wanted.contrastive or (wanted.matching and negatives is None):
         concept_BE = model.picture_features(patches_IPS, concepts)
-        text_BE = model.text_features(states)[:n_texts]
+        text_BE = model.text_features(states.first()[:n_texts])
         similarity_BB = similarity(
             scale_gradient(concept_BE, gradient_scale),
             scale_gradient(text_BE, gradient_scale),
