@@ -1,0 +1,205 @@
+"""Reading pictures safely: header before pixels, upright, RGB, 8 bits, never outside the root."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Width times height above which a picture is refused before it is decoded."""
+
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent parts: white."""
+
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+"""Formats we decode. Others that Pillow knows start programs (EPS) or are rarely fuzzed."""
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:file|data|http|https|ftp):")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; ``reason`` is a short ledger word.
+
+    Reasons: "missing", "not a file", "unreadable", "empty file", "not an image", "truncated image",
+    "damaged image", "too large", "unsupported pixel type"; from ``resolve_inside``:
+    "outside the image root", "absolute path", "a URL", "not a file name".
+    """
+
+    def __init__(self, reason: str, seen: object) -> None:
+        super().__init__(f"{reason}: {seen}")
+        self.reason = reason
+        self.seen = seen
+
+
+def read_picture(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture to upright 8-bit RGB.
+
+    The type comes from the first bytes, not the name; orientation follows EXIF; 16-bit grey is
+    scaled (not clipped) to 8 bits; transparency is laid on white; of an animation the first frame.
+
+    Args:
+        source: a file, or its bytes.
+        max_pixels: larger pictures are refused from the header, before any pixel is decoded.
+
+    Raises:
+        PictureError: with a short ``reason``.
+    """
+    name = _name(source)
+    with _open_file(source) as file:
+        image, orientation = _read_header(file, name, max_pixels)
+        try:
+            image.load()
+            image = _to_rgb(image, name)
+        except PictureError:
+            raise
+        except (OSError, EOFError) as error:
+            raise PictureError(_decode_reason(error), name) from error
+        except Exception as error:
+            raise PictureError("damaged image", name) from error
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    elif type(image) is not Image.Image:
+        image = image.convert("RGB")  # a plain picture, without the reader and its file
+    image.info.clear()  # or the next reader of the EXIF data turns the picture again
+    return image
+
+
+def picture_size(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) in pixels after EXIF orientation, from the header alone.
+
+    Raises:
+        PictureError: with a short ``reason``.
+    """
+    with _open_file(source) as file:
+        image, orientation = _read_header(file, _name(source), max_pixels)
+        width, height = image.size
+    return (height, width) if orientation in _SIDEWAYS else (width, height)
+
+
+def resolve_inside(root: Path, relative: str) -> Path:
+    """The real path of a picture that a record names, proven to lie inside the image root.
+
+    Nothing is opened. Whether the file exists is for ``read_picture`` to say.
+
+    Args:
+        root: the image root; may itself be a link.
+        relative: path from the root, with forward slashes.
+
+    Raises:
+        PictureError: the name leaves the root (``..``, links), is absolute, a URL, or no file name.
+    """
+    if not isinstance(relative, str) or not relative.strip() or _CONTROL.search(relative):
+        raise PictureError("not a file name", repr(relative))
+    if _URL.match(relative):
+        raise PictureError("a URL", repr(relative))
+    if relative.startswith(("/", "\\")) or _DRIVE.match(relative):
+        raise PictureError("absolute path", repr(relative))
+    parts = relative.replace("\\", "/").split("/")
+    if ".." in parts:
+        raise PictureError("outside the image root", repr(relative))
+    if "\\" in relative or parts[-1] in ("", "."):
+        raise PictureError("not a file name", repr(relative))
+    try:
+        real_root = root.resolve()
+        real = (real_root / relative).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PictureError("not a file name", repr(relative)) from error
+    if not real.is_relative_to(real_root):
+        raise PictureError("outside the image root", repr(relative))
+    return real
+
+
+def _name(source: Path | bytes) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _open_file(source: Path | bytes) -> IO[bytes]:
+    if isinstance(source, bytes):
+        if not source:
+            raise PictureError("empty file", _name(source))
+        return io.BytesIO(source)
+    try:
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("not a file", source)
+        if status.st_size == 0:
+            raise PictureError("empty file", source)
+        return open(source, "rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PictureError("missing", source) from error
+    except OSError as error:
+        raise PictureError("unreadable", source) from error
+
+
+def _read_header(file: IO[bytes], name: str, max_pixels: int) -> tuple[Image.Image, int]:
+    """An image that is not decoded yet, checked for size, and the orientation still to apply."""
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError("too large", name) from error
+    except Exception as error:
+        raise PictureError("not an image", name) from error
+    if image.width * image.height > max_pixels:
+        raise PictureError("too large", f"{name} ({image.width} x {image.height})")
+    if image.width == 0 or image.height == 0:
+        raise PictureError("damaged image", name)
+    return image, _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation from the header; 1 (upright) where there is none or it is damaged."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns TIFF itself, and gives the turned size from the header on
+    try:
+        # Not PngImageFile.getexif: it decodes the whole picture to find a late chunk.
+        return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return 1
+
+
+def _decode_reason(error: OSError | EOFError) -> str:
+    text = str(error).lower()
+    if isinstance(error, EOFError) or "truncated" in text or "incomplete" in text:
+        return "truncated image"
+    return "damaged image"
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_16_bit_grey(image)
+    if image.mode == "F":
+        raise PictureError("unsupported pixel type", name)
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
+    if transparent:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        image = Image.alpha_composite(background, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bit_grey(image: Image.Image) -> Image.Image:
+    """0..65535 to 0..255 with rounding; a plain convert would cut off at 255."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
