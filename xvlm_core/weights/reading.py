@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -239,7 +240,10 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
             where=str(path),
             try_="git lfs pull",
         )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text is a page on its settings
+        reason = "or a pickle of more than tensors, which could run code"
+    else:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
     return CheckpointError(
         f"{path.name} is damaged or incomplete: {reason}",
         where=str(path),
