@@ -1,0 +1,175 @@
+"""Samples -> batches: pack, stack, and say which texts are no negatives of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xvlm_core.data import augment
+from xvlm_core.data.batches import GroundingBatch, PretrainBatch
+from xvlm_core.data.samples import BoxXYXY, Sample, SampleText
+from xvlm_core.models.packing import PackedTexts
+
+WHOLE_CXCYWH = (0.5, 0.5, 1.0, 1.0)
+
+
+def pictures_of(samples: Sequence[Sample]) -> Tensor:
+    """Normalised pictures ``(I, 3, R, R)`` float32."""
+    return torch.from_numpy(np.stack([augment.normalise(sample.picture) for sample in samples]))
+
+
+def fraction_cxcywh(box_xyxy_px: BoxXYXY, side: int) -> tuple[float, float, float, float]:
+    """A box of the resized picture as centre and size in fractions."""
+    x1, y1, x2, y2 = (value / side for value in box_xyxy_px)
+    return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+
+
+def excluded_pairs(
+    texts: Sequence[SampleText], picture_of_text: Sequence[int], *, compat_official: bool
+) -> Tensor:
+    """Pairs that are no negatives, ``(B, B)`` bool, the diagonal included.
+
+    Ours: the same words, or the same patches of the same picture. Official: the diagonal only.
+    """
+    n = len(texts)
+    excluded = np.eye(n, dtype=bool)
+    if not compat_official:
+        words = [text.words for text in texts]
+        concept = [
+            (picture, None if text.mask_P is None else text.mask_P.tobytes())
+            for text, picture in zip(texts, picture_of_text, strict=True)
+        ]
+        for keys in (words, concept):
+            numbers: dict[object, int] = {}
+            group = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+            excluded |= group[:, None] == group[None, :]
+    return torch.from_numpy(excluded)
+
+
+def pretrain_batch(
+    samples: Sequence[Sample],
+    *,
+    batch_texts: int | None = None,
+    rng: np.random.Generator | None = None,
+    dropped: Mapping[str, int] | None = None,
+    compat_official: bool = False,
+) -> PretrainBatch:
+    """One batch of pictures with texts of every grain.
+
+    Args:
+        samples: at least one.
+        batch_texts: keep at most this many texts, drawn at random (pictures stay). Under
+            ``compat_official`` exactly this many: missing ones are repeats, as released.
+        rng: for that draw.
+        dropped: samples left out so far, by reason.
+        compat_official: see above and :func:`excluded_pairs`.
+    """
+    pairs = [(i, text) for i, sample in enumerate(samples) for text in sample.texts]
+    if batch_texts is not None and rng is not None:
+        pairs = _resampled(pairs, batch_texts, rng, repeat=compat_official)
+    texts = [text for _, text in pairs]
+    picture_of_text = [i for i, _ in pairs]
+    side = samples[0].picture.shape[0]
+    masked = PackedTexts.from_lists([(t.masked.ids if t.masked else t.ids) for t in texts])
+    token, label = [], []
+    for b, text in enumerate(texts):
+        if text.masked is not None:
+            token += [masked.packing.starts[b] + at for at in text.masked.positions]
+            label += list(text.masked.labels)
+    absent = [(i, text) for i, sample in enumerate(samples) for text in sample.absent]
+    return PretrainBatch(
+        pictures_ICHW=pictures_of(samples),
+        texts=PackedTexts.from_lists([t.ids for t in texts]),
+        picture_of_text_B=torch.tensor(picture_of_text),
+        mask_BP=_masks(texts),
+        boxes_cxcywh_B4=torch.tensor(
+            [
+                WHOLE_CXCYWH if t.box_xyxy_px is None else fraction_cxcywh(t.box_xyxy_px, side)
+                for t in texts
+            ]
+        ),
+        is_region_B=torch.tensor([t.box_xyxy_px is not None for t in texts]),
+        excluded_BB=excluded_pairs(texts, picture_of_text, compat_official=compat_official),
+        masked=masked,
+        masked_token_M=torch.tensor(token, dtype=torch.int64),
+        masked_label_M=torch.tensor(label, dtype=torch.int64),
+        absent=PackedTexts.from_lists([t.ids for _, t in absent]) if absent else None,
+        picture_of_absent_A=torch.tensor([i for i, _ in absent]) if absent else None,
+        record_ids=tuple(sample.record_id for sample in samples),
+        dropped=dict(dropped or {}),
+    )
+
+
+def _masks(texts: Sequence[SampleText]) -> Tensor | None:
+    regions = [text.mask_P for text in texts if text.mask_P is not None]
+    if not regions:
+        return None
+    whole = np.ones_like(regions[0])
+    rows = [whole if text.mask_P is None else text.mask_P for text in texts]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _resampled(
+    pairs: list[tuple[int, SampleText]], count: int, rng: np.random.Generator, *, repeat: bool
+) -> list[tuple[int, SampleText]]:
+    """At most ``count`` pairs; with ``repeat`` exactly so many (official.md 2.6)."""
+    if len(pairs) >= count:
+        return [pairs[i] for i in rng.permutation(len(pairs))[:count]]
+    if not repeat:
+        return pairs
+    if 2 * len(pairs) >= count:
+        return pairs + [pairs[i] for i in rng.permutation(len(pairs))[: count - len(pairs)]]
+    return (pairs * (count // len(pairs) + 1))[:count]
+
+
+def grounding_batch(
+    samples: Sequence[Sample],
+    *,
+    negatives: int,
+    rng: np.random.Generator,
+    dropped: Mapping[str, int] | None = None,
+) -> GroundingBatch:
+    """Pictures with phrases to find, and phrases that are not there.
+
+    Where a record names no absent phrase, phrases of other pictures of the batch serve, unless
+    the record has the same words itself.
+
+    Args:
+        samples: at least one.
+        negatives: absent phrases a picture (0: none).
+        rng: draws the phrases of other pictures.
+        dropped: samples left out so far, by reason.
+    """
+    side = samples[0].picture.shape[0]
+    rows: list[tuple[int, SampleText, bool]] = []
+    for i, sample in enumerate(samples):
+        rows += [(i, text, True) for text in sample.texts]
+    others = [(i, text) for i, text, _ in rows]
+    for i, sample in enumerate(samples):
+        absent = list(sample.absent[:negatives])
+        for at in rng.permutation(len(others)).tolist():
+            if len(absent) >= negatives or sample.absent:
+                break
+            owner, text = others[at]
+            known = {t.words for t in absent} | sample.own_words
+            if owner != i and text.words not in known:
+                absent.append(text)
+        rows += [(i, text, False) for text in absent]
+    zero = (0.0, 0.0, 0.0, 0.0)
+    boxes = []
+    for _, text, present in rows:
+        box = text.box_xyxy_px
+        whole = WHOLE_CXCYWH if box is None else fraction_cxcywh(box, side)
+        boxes.append(whole if present else zero)
+    return GroundingBatch(
+        pictures_ICHW=pictures_of(samples),
+        texts=PackedTexts.from_lists([text.ids for _, text, _ in rows]),
+        picture_of_text_B=torch.tensor([i for i, _, _ in rows]),
+        present_B=torch.tensor([present for _, _, present in rows]),
+        boxes_cxcywh_B4=torch.tensor(boxes),
+        record_ids=tuple(sample.record_id for sample in samples),
+        dropped=dict(dropped or {}),
+    )

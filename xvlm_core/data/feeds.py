@@ -1,0 +1,171 @@
+"""The training data of a task as a pure function of the step.
+
+Feeds travel to loader workers: they hold stores (reopened there), numbers and a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xvlm_core.config.schema import Recipe
+from xvlm_core.data import augment
+from xvlm_core.data.batches import GroundingBatch, PretrainBatch
+from xvlm_core.data.collate import grounding_batch, pretrain_batch
+from xvlm_core.data.images import PictureError
+from xvlm_core.data.records import Record
+from xvlm_core.data.samples import Sample, SampleMaker, SampleProblem
+from xvlm_core.data.store import Store
+from xvlm_core.data.stream import Place, Stream, coin
+from xvlm_core.errors import DataError
+
+Make = Callable[[Record, Path, int], Sample]
+
+
+class StoreStream:
+    """A stream over the training split of some stores, as samples."""
+
+    def __init__(
+        self, stores: Sequence[Store], split: str, batch_size: int, seed: int, name: str
+    ) -> None:
+        self.stores = tuple(stores)
+        indices = [store.indices(split) for store in stores]
+        self.n_records = sum(len(index) for index in indices)
+        if not self.n_records:
+            names = ", ".join(store.name for store in stores)
+            raise DataError(
+                f"no record of split {split!r} in {names}",
+                where=f"data.{name}.stores",
+                try_="data.train_split=...  (xvlm ls stores shows the splits that are there)",
+            )
+        self.stream = Stream(indices, batch_size, seed, name=name)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that make one pass."""
+        return self.stream.steps_per_epoch
+
+    def samples(self, step: int, make: Make) -> tuple[list[Sample], Counter[str]]:
+        """The samples of a step, and those left out by reason."""
+        samples: list[Sample] = []
+        dropped: Counter[str] = Counter()
+        for place in self.stream.places(step):
+            try:
+                samples.append(self._sample(place, make))
+            except (PictureError, SampleProblem) as problem:
+                dropped[problem.reason] += 1
+        if not samples:
+            raise DataError(
+                f"no usable sample in step {step}: {dict(dropped)}",
+                where=", ".join(store.name for store in self.stores),
+                try_="xvlm validate STORE  (lists the pictures that cannot be read)",
+            )
+        return samples, dropped
+
+    def _sample(self, place: Place, make: Make) -> Sample:
+        store = self.stores[place.store]
+        record = store[place.record]
+        return make(record, store.picture_path(record), place.epoch)
+
+
+class PretrainFeed:
+    """Two streams, mixed as the recipe says (official.md 2.1).
+
+    ``extra``: a step is an update on a batch of captions, preceded by an update on a region batch
+    in a share ``iter_perc`` of the steps. ``joint``: one update on both together.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        images: Sequence[Store],
+        regions: Sequence[Store],
+        maker: SampleMaker,
+    ) -> None:
+        data = recipe.data
+        self.recipe = recipe
+        self.maker = maker
+        self.images = self.regions = None
+        if data.images is not None:
+            self.images = StoreStream(
+                images, data.train_split, data.images.batch_size, recipe.seed, "images"
+            )
+        if data.regions is not None:
+            self.regions = StoreStream(
+                regions, data.train_split, data.regions.max_images, recipe.seed, "regions"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that make one pass over the pictures with captions (or regions, without them)."""
+        data = self.recipe.data
+        if data.size is not None and data.images is not None:
+            return -(-data.size // data.images.batch_size)
+        stream = self.images or self.regions
+        assert stream is not None
+        return stream.steps_per_epoch
+
+    def batches(self, step: int) -> tuple[PretrainBatch, ...]:
+        """The updates of step 1, 2, ..."""
+        data, compat = self.recipe.data, self.recipe.compat == "official"
+        if data.mix == "joint":
+            samples: list[Sample] = []
+            dropped: Counter[str] = Counter()
+            for stream, make in (
+                (self.images, self.maker.of_caption),
+                (self.regions, self.maker.of_regions),
+            ):
+                if stream is not None:
+                    some, lost = stream.samples(step, make)
+                    samples += some
+                    dropped += lost
+            return (pretrain_batch(samples, dropped=dropped, compat_official=compat),)
+        updates = []
+        if self.regions is not None and data.regions is not None:
+            wanted = coin(self.recipe.seed, step, "regions") < data.regions.iter_perc
+            if wanted or self.images is None:
+                samples, dropped = self.regions.samples(step, self.maker.of_regions)
+                updates.append(
+                    pretrain_batch(
+                        samples,
+                        batch_texts=data.regions.batch_texts,
+                        rng=augment.generator(self.recipe.seed, step, "batch", "texts"),
+                        dropped=dropped,
+                        compat_official=compat,
+                    )
+                )
+        if self.images is not None:
+            samples, dropped = self.images.samples(step, self.maker.of_caption)
+            updates.append(pretrain_batch(samples, dropped=dropped, compat_official=compat))
+        return tuple(updates)
+
+
+class GroundingFeed:
+    """Pictures with phrases to find: one update a step."""
+
+    def __init__(self, recipe: Recipe, stores: Sequence[Store], maker: SampleMaker) -> None:
+        regions = recipe.data.regions
+        assert regions is not None, "the grounding task reads data.regions"
+        self.recipe = recipe
+        self.maker = maker
+        self.negatives = regions.absent
+        self.stream = StoreStream(
+            stores, recipe.data.train_split, regions.max_images, recipe.seed, "regions"
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that make one pass."""
+        return self.stream.steps_per_epoch
+
+    def batches(self, step: int) -> tuple[GroundingBatch, ...]:
+        """The update of step 1, 2, ..."""
+        samples, dropped = self.stream.samples(step, self._make)
+        rng: np.random.Generator = augment.generator(self.recipe.seed, step, "batch", "negatives")
+        return (grounding_batch(samples, negatives=self.negatives, rng=rng, dropped=dropped),)
+
+    def _make(self, record: Record, path: Path, epoch: int) -> Sample:
+        return self.maker.of_regions(record, path, epoch, mask=False)

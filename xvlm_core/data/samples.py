@@ -1,0 +1,287 @@
+"""Samples: what a record becomes before it is put into a batch (official.md 2.4, 2.6-2.8).
+
+A sample is a pure function of (record, settings, seed, epoch): augmentation, choice of texts and
+masking draw from a generator made from the record's id, so it is the same whichever worker makes
+it and in whatever order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from xvlm_core.data import augment
+from xvlm_core.data.boxes import (
+    CarriedBoxes,
+    Crop,
+    box_problem,
+    carry_boxes,
+    crop_with_boxes,
+    patch_mask,
+)
+from xvlm_core.data.images import read_picture
+from xvlm_core.data.masking import MaskedText, mask_tokens
+from xvlm_core.data.records import Record, Region
+from xvlm_core.data.text import EmptyTextError, names_a_side, pre_caption
+from xvlm_core.data.tokenizer import Tokenizer
+
+BoxXYXY = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How records become samples.
+
+    Attributes:
+        image_size: side of the picture that the model sees, pixels.
+        grid: patches a side.
+        max_words: words kept by the cleaning.
+        max_tokens: tokens kept, CLS included.
+        mask_prob, max_masks, skipgram_prb, skipgram_size: masking (official.md 2.4).
+        max_regions: texts a picture (a caption takes one place).
+        caption: give one place to a caption, if there is any.
+        min_inside: share of a box that must be inside the crop.
+        absent: texts a picture that are known not to be in it.
+        augment: random crop, flip and RandAugment; else the whole picture, resized.
+        careful_flip: no mirroring where a text names a side.
+        compat_official: reproduce the released code's habits (official.md 6).
+    """
+
+    image_size: int
+    grid: int
+    max_words: int
+    max_tokens: int
+    mask_prob: float = 0.25
+    max_masks: int = 8
+    skipgram_prb: float = 0.2
+    skipgram_size: int = 3
+    max_regions: int = 5
+    caption: bool = True
+    min_inside: float = 0.5
+    absent: int = 0
+    augment: bool = True
+    careful_flip: bool = True
+    compat_official: bool = False
+
+
+class SampleProblem(ValueError):
+    """Why a record gives no sample; ``reason`` is counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """One text of a sample.
+
+    Attributes:
+        words: the cleaned text (equal texts are no negatives of each other).
+        ids: its tokens, CLS first.
+        masked: the same with tokens to predict; None where masking was not asked for.
+        box_xyxy_px: in the resized picture; None: about the whole picture.
+        mask_P: the patches that it is about, bool; None: all.
+    """
+
+    words: str
+    ids: tuple[int, ...]
+    masked: MaskedText | None
+    box_xyxy_px: BoxXYXY | None = None
+    mask_P: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and its texts.
+
+    Attributes:
+        record_id: where it comes from.
+        picture: uint8 ``(R, R, 3)``.
+        texts: about the whole or a part.
+        absent: texts known not to be in the picture.
+        own_words: every cleaned text of the record: none may serve as its negative.
+        cut: tokens cut off at ``max_tokens``.
+    """
+
+    record_id: str
+    picture: NDArray[np.uint8]
+    texts: tuple[SampleText, ...]
+    absent: tuple[SampleText, ...] = ()
+    own_words: frozenset[str] = frozenset()
+    cut: int = 0
+
+
+class SampleMaker:
+    """Makes samples of one kind for one tokenizer. Picklable."""
+
+    def __init__(self, settings: SampleSettings, tokenizer: Tokenizer, seed: int) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.seed = seed
+
+    # ------------------------------------------------------------------ whole pictures
+
+    def of_caption(self, record: Record, path: Path, epoch: int) -> Sample:
+        """One caption of the whole picture, with the augmentation of picture-text batches.
+
+        Raises:
+            PictureError: the picture cannot be read.
+            SampleProblem: no usable caption.
+        """
+        rng = augment.generator(self.seed, epoch, record.id, "caption")
+        if not record.captions:
+            raise SampleProblem("no caption")
+        caption = record.captions[int(rng.integers(len(record.captions)))]
+        text = self._text(caption, rng)
+        if text is None:
+            raise SampleProblem("empty text")
+        image = read_picture(path)
+        if self.settings.augment:
+            picture = augment.pretrain_picture(
+                image, rng, self.settings.image_size, allow_flip=self._may_flip([caption])
+            )
+        else:
+            picture = augment.test_picture(image, self.settings.image_size)
+        return Sample(record.id, picture, (text,))
+
+    # ------------------------------------------------------------------ regions
+
+    def of_regions(self, record: Record, path: Path, epoch: int, *, mask: bool = True) -> Sample:
+        """Some regions (and a caption), with a crop that carries their boxes.
+
+        One region, drawn at random, is wholly inside the crop; the others are kept if enough of
+        them is. Texts come in random order until the places are full.
+
+        Raises:
+            PictureError: the picture cannot be read.
+            SampleProblem: the record has no usable region.
+        """
+        settings = self.settings
+        rng = augment.generator(self.seed, epoch, record.id, "regions")
+        regions = [
+            r
+            for r in record.regions
+            if box_problem(r.box_xyxy_px, record.width, record.height) is None
+        ]
+        if not regions:
+            raise SampleProblem("no region")
+        keep = regions[int(rng.integers(len(regions)))]
+        order = rng.permutation(len(regions)).tolist()
+        image = read_picture(path)
+        if image.size != (record.width, record.height):
+            raise SampleProblem("size mismatch")
+        crop = self._crop(image, keep, rng)
+        boxes = [r.box_xyxy_px for r in regions]
+        inside = set(self._carry(boxes, crop, flip=False).kept.tolist())
+        caption: str | None = None
+        if settings.caption and record.captions:
+            caption = record.captions[int(rng.integers(len(record.captions)))]
+        places = settings.max_regions - (caption is not None)
+        picked = [index for index in order if index in inside][:places]
+        absent = record.absent
+        if settings.absent and absent:
+            absent = tuple(absent[i] for i in rng.permutation(len(absent))[: settings.absent])
+        texts = [regions[i].text for i in picked] + [caption or ""] + list(absent)
+        flip = bool(rng.random() < 0.5) and settings.augment and self._may_flip(texts)
+        if settings.augment:
+            picture = augment.region_picture(image, rng, settings.image_size, crop=crop, flip=flip)
+        else:
+            picture = augment.test_picture(image, settings.image_size)
+        carried = self._carry(boxes, crop, flip=flip)
+        placed = dict(zip(carried.kept.tolist(), carried.boxes_xyxy_px.tolist(), strict=True))
+        made = [] if caption is None else [self._text(caption, rng, mask=mask)]
+        made += [self._text(regions[i].text, rng, tuple(placed[i]), mask=mask) for i in picked]
+        chosen = tuple(text for text in made if text is not None)
+        if not chosen:
+            raise SampleProblem("empty text")
+        missing = [self._text(text, rng, mask=False) for text in absent] if settings.absent else []
+        return Sample(
+            record.id,
+            picture,
+            chosen,
+            tuple(text for text in missing if text is not None),
+            self.words_of(record),
+        )
+
+    def _crop(self, image: Image.Image, keep: Region, rng: np.random.Generator) -> Crop:
+        if not self.settings.augment:
+            return Crop(0, 0, image.width, image.height)
+        return crop_with_boxes(
+            image.width,
+            image.height,
+            keep.box_xyxy_px,
+            rng,
+            compat_official=self.settings.compat_official,
+        )
+
+    def _carry(self, boxes_xyxy_px: list[BoxXYXY], crop: Crop, *, flip: bool) -> CarriedBoxes:
+        return carry_boxes(
+            boxes_xyxy_px,
+            crop,
+            flip,
+            self.settings.image_size,
+            self.settings.min_inside,
+            compat_official=self.settings.compat_official,
+        )
+
+    # ------------------------------------------------------------------ texts
+
+    def words_of(self, record: Record) -> frozenset[str]:
+        """Every cleaned text of a record."""
+        words = set()
+        for text in [r.text for r in record.regions] + list(record.captions):
+            try:
+                words.add(pre_caption(text, self.settings.max_words))
+            except EmptyTextError:
+                continue
+        return frozenset(words)
+
+    def _may_flip(self, texts: list[str]) -> bool:
+        if not self.settings.careful_flip:
+            return True
+        compat = self.settings.compat_official
+        return not any(names_a_side(text, compat_official=compat) for text in texts)
+
+    def _text(
+        self,
+        text: str,
+        rng: np.random.Generator,
+        box_xyxy_px: BoxXYXY | None = None,
+        *,
+        mask: bool = True,
+    ) -> SampleText | None:
+        """Clean, tokenise and mask; None where nothing is left of the text."""
+        settings, tokenizer = self.settings, self.tokenizer
+        try:
+            words = pre_caption(text, settings.max_words)
+        except EmptyTextError:
+            return None
+        encoded = tokenizer.encode(words, settings.max_tokens)
+        if len(encoded.ids) < 2:
+            return None
+        masked = None
+        if mask:
+            masked = mask_tokens(
+                encoded.ids,
+                encoded.starts_word,
+                rng,
+                mask_prob=settings.mask_prob,
+                max_masks=settings.max_masks,
+                skipgram_prb=settings.skipgram_prb,
+                skipgram_size=settings.skipgram_size,
+                mask_id=tokenizer.mask_id,
+                vocab_size=tokenizer.vocab_size,
+                special_ids=tokenizer.special_ids,
+                compat_official=settings.compat_official,
+            )
+        mask_P = None
+        if box_xyxy_px is not None:
+            x1, y1, x2, y2 = box_xyxy_px
+            patch = settings.image_size // settings.grid
+            mask_P = patch_mask((x1, y1, x2 - x1, y2 - y1), settings.grid, patch)
+        return SampleText(words, encoded.ids, masked, box_xyxy_px, mask_P)
