@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xvlm_core.metrics.calibration import ece, reliability, roc_auc
+
+few_values = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 2.0])
+items = st.lists(st.tuples(few_values, st.booleans()), min_size=2, max_size=30).filter(
+    lambda pairs: len({label for _, label in pairs}) == 2
+)
+
+
+@given(items)
+def test_roc_auc_equals_the_count_over_all_pairs(pairs: list[tuple[float, bool]]) -> None:
+    positives = [score for score, label in pairs if label]
+    negatives = [score for score, label in pairs if not label]
+    won = sum(
+        1.0 if p > n else 0.5 if p == n else 0.0 for p, n in itertools.product(positives, negatives)
+    )
+    scores, labels = zip(*pairs, strict=True)
+    assert roc_auc(scores, labels) == won / (len(positives) * len(negatives))
+
+
+def test_roc_auc_of_a_perfect_a_reversed_and_a_constant_score() -> None:
+    assert roc_auc([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == 1
+    assert roc_auc([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0]) == 0
+    assert roc_auc([0.4] * 5, [1, 0, 1, 0, 0]) == 0.5
+
+
+def test_roc_auc_of_one_class_only_is_refused() -> None:
+    with pytest.raises(ValueError, match="true and items that are false"):
+        roc_auc([0.1, 0.2], [1, 1])
+
+
+def test_reliability_puts_a_probability_on_an_edge_into_the_upper_bin_and_one_into_the_last() -> (
+    None
+):
+    rows = reliability([0.0, 0.3, 0.7, 1.0], [0, 0, 1, 1], bins=10)
+    assert {k for k, row in enumerate(rows) if row.n} == {0, 3, 7, 9}
+    assert (rows[3].lower, rows[3].upper) == (0.3, 0.4)
+    assert (rows[1].n, rows[1].mean_probability, rows[1].frequency) == (0, None, None)
+
+
+def test_ece_worked_by_hand() -> None:
+    # [0, .5): said .2, true 1 of 2 -> gap .3; [.5, 1]: said .9, true 3 of 3 -> gap .1
+    probabilities, labels = [0.1, 0.3, 0.8, 0.9, 1.0], [1, 0, 1, 1, 1]
+    assert ece(probabilities, labels, bins=2) == pytest.approx((2 * 0.3 + 3 * 0.1) / 5)
+    assert ece([0.0, 1.0, 1.0], [0, 1, 1]) == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1), st.integers(1, 20))
+def test_reliability_counts_every_item_once_in_the_bin_that_holds_it(
+    pairs: list[tuple[float, bool]], bins: int
+) -> None:
+    probabilities, labels = zip(*pairs, strict=True)
+    rows = reliability(probabilities, labels, bins)
+    assert len(rows) == bins
+    assert sum(row.n for row in rows) == len(pairs)
+    for row in rows:
+        own = [p for p in probabilities if row.lower <= p and (p < row.upper or row.upper == 1)]
+        assert row.n == len(own)
+    assert 0 <= ece(probabilities, labels, bins) <= 1
