@@ -19,6 +19,9 @@ Boxes = NDArray[np.float64]
 _TOLERANCE_PX = 1e-3
 """A box may leave its picture by this much: sums of rounded numbers do."""
 
+_ROUNDING = 1e-6
+"""Share of a patch that a box edge may cross by rounding alone (float32 sums) and not count."""
+
 
 def xyxy_to_cxcywh(boxes_xyxy: ArrayLike) -> Boxes:
     """Corners to centre and size, (..., 4)."""
@@ -102,8 +105,8 @@ def patch_mask(box_xywh_px: Sequence[float], grid: int, patch: int) -> NDArray[n
 
 
 def _patch_range(start: float, end: float, grid: int, patch: int) -> tuple[int, int]:
-    first = min(max(math.floor(start / patch), 0), grid - 1)
-    return first, max(first + 1, min(math.ceil(end / patch), grid))
+    first = min(max(math.floor(start / patch + _ROUNDING), 0), grid - 1)
+    return first, max(first + 1, min(math.ceil(end / patch - _ROUNDING), grid))
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,8 @@ def _columns(boxes: ArrayLike) -> tuple[Boxes, Boxes, Boxes, Boxes]:
 
 def _area(boxes_xyxy: Boxes) -> NDArray[np.float64]:
     x1, y1, x2, y2 = _columns(boxes_xyxy)
-    return (x2 - x1).clip(0) * (y2 - y1).clip(0)
+    area: NDArray[np.float64] = (x2 - x1).clip(0) * (y2 - y1).clip(0)
+    return area
 
 
 def _cut_to_integers(boxes_xyxy_px: Boxes) -> Boxes:

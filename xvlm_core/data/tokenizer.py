@@ -23,6 +23,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNUSED = re.compile(r"\[unused\d+\]")
 _CONTINUES = "##"
 _MAX_WORD_CHARACTERS = 100
+_JOINED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")),
+)
+"""What ``clean_up_tokenization_spaces`` of transformers replaces, in its order."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Tokenizer:
         """
         backend.no_truncation()
         backend.no_padding()
+        backend.decoder = decoders.WordPiece(prefix=_CONTINUES, cleanup=False)
         vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
         if missing:
@@ -89,7 +96,6 @@ class Tokenizer:
             clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
         )
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece(prefix=_CONTINUES, cleanup=True)
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend, where=where)
 
@@ -148,9 +154,11 @@ class Tokenizer:
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text: pieces joined to words; special tokens left out."""
+        """Ids to text: pieces and punctuation joined to words; special tokens left out."""
         special = self.special_ids
         text: str = self._backend.decode([int(i) for i in ids if int(i) not in special])
+        for spaced, joined in _JOINED:
+            text = text.replace(spaced, joined)
         return text
 
     def token(self, token_id: int) -> str:
