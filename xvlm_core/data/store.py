@@ -1,0 +1,194 @@
+"""A store: a folder of records that is written once, whole or not at all, and read by number.
+
+``records-00000.jsonl`` (one record a line), ``records-00000.idx.npy`` (where each line stands, and
+its split), ``manifest.json`` and ``ledger.jsonl``. Pictures stay where they are: the manifest names
+the image root; a root inside the store is kept relative, so that the folder can be moved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from xvlm_core.data.manifest import INDEX_DTYPE, MANIFEST, Manifest, sha256_file
+from xvlm_core.data.records import SCHEMA_VERSION, Record, RecordError, record_from_json
+from xvlm_core.data.store_writer import StoreWriter
+from xvlm_core.errors import DataError
+
+__all__ = ["Manifest", "Store", "StoreWriter"]
+
+
+class Store:
+    """A prepared store, read by record number. Cheap to pickle: workers reopen its files.
+
+    Attributes:
+        folder: where it is.
+        name: the folder's name.
+        manifest: what it holds.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.name = folder.name
+        self.manifest = manifest
+        root = Path(manifest.image_root)
+        self.image_root = root if root.is_absolute() else folder / root
+        self._ends = np.cumsum([shard.records for shard in manifest.shards], dtype=np.int64)
+        self._indexes: dict[int, npt.NDArray[Any]] = {}
+        self._handles: dict[int, int] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """Open a store and check that its files are there and whole (by size).
+
+        Raises:
+            DataError: no store there, or it is damaged or of another version.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise DataError(
+                f"no prepared data in {folder}",
+                where=str(path),
+                try_=f"xvlm prepare-data SOURCE -o {folder}",
+            )
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise _damaged(folder, f"{path} is not a manifest", None) from error
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise DataError(
+                f"{folder} has schema version {manifest.schema_version}, "
+                f"this version of xvlm reads {SCHEMA_VERSION}",
+                where=str(path),
+                try_=f"prepare it again: {manifest.command}",
+            )
+        for shard in manifest.shards:
+            file = folder / shard.file
+            if not file.is_file() or file.stat().st_size != shard.bytes:
+                raise _damaged(folder, f"{file} is not {shard.bytes} bytes long", manifest)
+            if not (folder / shard.index).is_file():
+                raise _damaged(folder, f"{folder / shard.index} is missing", manifest)
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.records
+
+    def __getitem__(self, i: int) -> Record:
+        """Record number ``i`` (0 to ``len - 1``).
+
+        Raises:
+            DataError: the bytes there are not a record.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)} in {self.folder}")
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        first = int(self._ends[number - 1]) if number else 0
+        row = self._index(number)[i - first]
+        line = self._read(number, int(row["offset"]), int(row["length"]))
+        try:
+            return record_from_json(json.loads(line))
+        except (ValueError, RecordError) as error:
+            where = f"record {i} in {self.folder / self.manifest.shards[number].file}"
+            raise _damaged(self.folder, f"{where} is not a record", self.manifest) from error
+
+    def indices(self, split: str | None = None) -> npt.NDArray[np.int64]:
+        """Record numbers of a split in store order (None: all), read from the index alone."""
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        splits = list(self.manifest.splits)
+        if split not in splits:
+            return np.empty(0, dtype=np.int64)
+        code = splits.index(split)
+        found, first = [], 0
+        for number, shard in enumerate(self.manifest.shards):
+            found.append(np.flatnonzero(self._index(number)["split"] == code) + first)
+            first += shard.records
+        return np.concatenate(found).astype(np.int64)
+
+    def picture_path(self, record: Record, which: int = 0) -> Path:
+        """The real path of a record's picture.
+
+        Args:
+            record: of this store.
+            which: 0, or 1 for the second picture of a pair.
+
+        Raises:
+            PictureError: the path leaves the image root.
+        """
+        from xvlm_core.data.images import resolve_inside
+
+        return resolve_inside(self.image_root, record.images[which])
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            DataError: naming the files that differ.
+        """
+        wrong = [
+            name
+            for name, expected in self.manifest.checksums.items()
+            if not (self.folder / name).is_file() or sha256_file(self.folder / name) != expected
+        ]
+        if wrong:
+            raise _damaged(self.folder, f"checksums differ: {', '.join(wrong)}", self.manifest)
+
+    def _index(self, number: int) -> npt.NDArray[Any]:
+        if number not in self._indexes:
+            shard = self.manifest.shards[number]
+            try:
+                index = np.load(self.folder / shard.index, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                what = f"{shard.index} is not an index"
+                raise _damaged(self.folder, what, self.manifest) from error
+            if index.dtype != INDEX_DTYPE or index.shape != (shard.records,):
+                what = f"{shard.index} is not an index of {shard.records} records"
+                raise _damaged(self.folder, what, self.manifest)
+            self._indexes[number] = index
+        return self._indexes[number]
+
+    def _read(self, number: int, offset: int, length: int) -> bytes:
+        path = self.folder / self.manifest.shards[number].file
+        try:
+            if not hasattr(os, "pread"):  # Windows
+                with open(path, "rb") as file:
+                    file.seek(offset)
+                    return file.read(length)
+            if number not in self._handles:
+                self._handles[number] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            # Not seek and read: forked workers and threads share the file position.
+            return os.pread(self._handles[number], length, offset)
+        except OSError as error:
+            raise _damaged(
+                self.folder, f"{path} cannot be read ({error})", self.manifest
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"], state["manifest"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        for handle in getattr(self, "_handles", {}).values():
+            os.close(handle)
+
+
+def _damaged(folder: Path, what: str, manifest: Manifest | None) -> DataError:
+    command = manifest.command if manifest else f"xvlm prepare-data SOURCE -o {folder}"
+    return DataError(
+        f"the prepared data in {folder} is damaged: {what}",
+        where=str(folder),
+        try_=f"prepare it again: {_overwriting(command)}",
+    )
+
+
+def _overwriting(command: str) -> str:
+    return command if "--overwrite" in command.split() else f"{command} --overwrite"
