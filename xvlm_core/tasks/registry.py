@@ -1,0 +1,72 @@
+"""Which tasks there are, and which prepared data a recipe lacks. Imports no torch at the top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xvlm_core.config.schema import Recipe
+from xvlm_core.errors import DataError
+
+TASKS: dict[str, str] = {
+    "pretrain": "contrastive, matching, masked words and boxes, on whole pictures and on regions",
+    "grounding": "the box of what a phrase names, and whether it is there at all",
+}
+"""Task and what it learns, for ``xvlm ls tasks``."""
+
+MANIFEST = "manifest.json"
+_OWN_READER = ("coco",)
+
+
+@dataclass(frozen=True)
+class MissingStore:
+    """A store that a recipe reads and that is not on disk; the command that prepares it."""
+
+    name: str
+    path: Path
+    command: str
+
+
+def stores_of(recipe: Recipe) -> list[str]:
+    """Names of the stores a recipe reads, training first, each once."""
+    data = recipe.data
+    streams = [stream.stores for stream in (data.images, data.regions) if stream is not None]
+    return list(dict.fromkeys(name for names in (*streams, data.validation) for name in names))
+
+
+def missing_stores(recipe: Recipe) -> list[MissingStore]:
+    """Stores that are not there, in the order in which the recipe names them. Opens nothing."""
+    root = Path(recipe.data.root)
+    return [
+        MissingStore(name, root / name, _command(name, root / name))
+        for name in stores_of(recipe)
+        if not (root / name / MANIFEST).is_file()
+    ]
+
+
+def require_stores(recipe: Recipe, recipe_name: str) -> None:
+    """Refuse to go on without data.
+
+    Raises:
+        DataError: one detail line for each missing store, with the command that prepares it;
+            ``Try:`` names the synthetic stand-in.
+    """
+    missing = missing_stores(recipe)
+    if not missing:
+        return
+    names = ", ".join(store.name for store in missing)
+    raise DataError(
+        f"no data for {recipe_name}: {names} {'is' if len(missing) == 1 else 'are'} not in "
+        f"{recipe.data.root}/",
+        details=[f"{store.name}: {store.command}" for store in missing],
+        where=str(Path(recipe.data.root).absolute()),
+        try_=f"xvlm prepare-data world --as {recipe_name} -o {recipe.data.root}  "
+        "(synthetic pictures as a stand-in)",
+    )
+
+
+def _command(name: str, path: Path) -> str:
+    source = f"{name} FOLDER" if name in _OWN_READER else f"jsonl {name}.jsonl"
+    if name == "world":
+        source = "world"
+    return f"xvlm prepare-data {source} -o {path}"
