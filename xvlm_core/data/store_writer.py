@@ -118,6 +118,11 @@ class StoreWriter:
         except OSError as error:
             raise _cannot_write(self._given, error) from error
 
+    @property
+    def records(self) -> int:
+        """Number of records added."""
+        return len(self._digests)
+
     def add(self, record: Record) -> None:
         """Append one record.
 
