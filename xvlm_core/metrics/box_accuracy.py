@@ -25,8 +25,8 @@ HIT_IOU = 0.5
 
 _GRID = 9
 _STARTS = 8
-_MAX_TARGETS_AS_CANDIDATES = 1024
-_CHUNK_PAIRS = 4_000_000
+_MAX_TARGETS_IN_FIRST_ROUND = 1024
+_CHUNK_PAIRS = 100_000
 
 
 def iou_plain(boxes_xyxy: ArrayLike, other_boxes_xyxy: ArrayLike) -> Floats:
@@ -136,24 +136,13 @@ def best_constant_box(targets_cxcywh: ArrayLike, threshold: float = HIT_IOU) -> 
     targets_xyxy = _xyxy(_boxes(targets_cxcywh))
     assert targets_xyxy.ndim == 2, "targets are (N, 4)"
     assert len(targets_xyxy), "no targets"
-    candidates = _candidates(targets_xyxy)
-    scores = _constant_scores(candidates, targets_xyxy, threshold)
-    best = np.argsort(-scores, kind="stable")[:_STARTS]
-    boxes, scores = candidates[best], scores[best]
-    step = 1 / (2 * _GRID)
-    while step > 1e-3:
-        better = True
-        while better:
-            moves = step * _neighbours()
-            around = (boxes[:, None] + moves[None]).reshape(-1, 4)
-            new = _constant_scores(around, targets_xyxy, threshold).reshape(len(boxes), -1)
-            rows, choice = np.arange(len(boxes)), new.argmax(axis=1)
-            gain = new[rows, choice] > scores
-            boxes = np.where(gain[:, None], around.reshape(len(boxes), -1, 4)[rows, choice], boxes)
-            scores = np.where(gain, new[rows, choice], scores)
-            better = bool(gain.any())
-        step /= 2
-    x1, y1, x2, y2 = (float(v) for v in boxes[scores.argmax()])
+    few_xyxy = _thinned(targets_xyxy)
+    candidates = _candidates(few_xyxy)
+    scores = _constant_scores(candidates, few_xyxy, threshold)
+    starts = candidates[np.argsort(-scores, kind="stable")[:_STARTS]]
+    good = _climb(starts, few_xyxy, threshold)
+    best = good[[_constant_scores(good, targets_xyxy, threshold).argmax()]]
+    x1, y1, x2, y2 = (float(v) for v in _climb(best, targets_xyxy, threshold)[0])
     accuracy = accuracy_at(iou_plain((x1, y1, x2, y2), targets_xyxy), threshold)
     return ConstantBox(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), accuracy)
 
@@ -199,16 +188,39 @@ def _xyxy(boxes_cxcywh: Floats) -> Floats:
     return np.concatenate([boxes_cxcywh[..., :2] - half, boxes_cxcywh[..., :2] + half], axis=-1)
 
 
+def _climb(boxes_xyxy: Floats, targets_xyxy: Floats, threshold: float) -> Floats:
+    """Move the edges of each box, by steps of falling size, as long as its score rises."""
+    boxes, scores = boxes_xyxy, _constant_scores(boxes_xyxy, targets_xyxy, threshold)
+    rows = np.arange(len(boxes))
+    step = 1 / (2 * _GRID)
+    while step > 1e-3:
+        better = True
+        while better:
+            around = boxes[:, None] + step * _neighbours()
+            new = _constant_scores(around.reshape(-1, 4), targets_xyxy, threshold)
+            new = new.reshape(len(boxes), -1)
+            choice = new.argmax(axis=1)
+            gain = new[rows, choice] > scores
+            boxes = np.where(gain[:, None], around[rows, choice], boxes)
+            scores = np.where(gain, new[rows, choice], scores)
+            better = bool(gain.any())
+        step /= 2
+    return boxes
+
+
 def _candidates(targets_xyxy: Floats) -> Floats:
-    """Every box with corners on a grid over the picture, and (a sample of) the targets."""
+    """Every box with corners on a grid over the picture, and the targets."""
     lines = np.linspace(0, 1, _GRID + 1)
     x1, x2 = (lines[i] for i in np.triu_indices(_GRID + 1, k=1))
     n = len(x1)
     across, down = np.repeat(np.arange(n), n), np.tile(np.arange(n), n)
     grid = np.stack([x1[across], x1[down], x2[across], x2[down]], axis=-1)
-    own = np.unique(targets_xyxy, axis=0)
-    own = own[:: -(-len(own) // _MAX_TARGETS_AS_CANDIDATES)]
-    return np.concatenate([grid, own])
+    return np.concatenate([grid, np.unique(targets_xyxy, axis=0)])
+
+
+def _thinned(targets_xyxy: Floats) -> Floats:
+    """All targets, or every k-th where there are many: enough to choose where to start."""
+    return targets_xyxy[:: -(-len(targets_xyxy) // _MAX_TARGETS_IN_FIRST_ROUND)]
 
 
 def _neighbours() -> Floats:
