@@ -117,6 +117,7 @@ class GroundingItem:
         box_xyxy_px: true box in the original picture; None: the phrase is absent.
         width: pixels of the original picture.
         height: the same.
+        objects_xyxy_px: boxes of the single things in the picture, for a baseline.
     """
 
     id: str
@@ -126,3 +127,4 @@ class GroundingItem:
     box_xyxy_px: tuple[float, float, float, float] | None
     width: int
     height: int
+    objects_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()

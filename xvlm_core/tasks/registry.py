@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xvlm_core.config.schema import Recipe
 from xvlm_core.errors import DataError
+
+if TYPE_CHECKING:
+    from xvlm_core.tasks.grounding import GroundingTask
+    from xvlm_core.tasks.pretrain import PretrainTask
 
 TASKS: dict[str, str] = {
     "pretrain": "contrastive, matching, masked words and boxes, on whole pictures and on regions",
@@ -70,3 +75,22 @@ def _command(name: str, path: Path) -> str:
     if name == "world":
         source = "world"
     return f"xvlm prepare-data {source} -o {path}"
+
+
+def build_task(recipe: Recipe, *, start_from: Path | None = None) -> PretrainTask | GroundingTask:
+    """The task of a recipe, with its stores open. Imports torch.
+
+    Args:
+        recipe: resolved.
+        start_from: a model folder, or a released checkpoint file, whose weights it starts from.
+
+    Raises:
+        DataError: a store is missing or damaged.
+    """
+    if recipe.task == "pretrain":
+        from xvlm_core.tasks.pretrain import PretrainTask
+
+        return PretrainTask(recipe, start_from)
+    from xvlm_core.tasks.grounding import GroundingTask
+
+    return GroundingTask(recipe, start_from)

@@ -1,0 +1,259 @@
+"""Grounding, evaluated: every phrase of a split once, its box, and whether it is there at all.
+
+Used by the grounding task, and by pre-training to select its best checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xvlm_core.data import augment
+from xvlm_core.data.batches import GroundingBatch, GroundingItem
+from xvlm_core.data.images import PictureError, read_picture
+from xvlm_core.data.records import Record
+from xvlm_core.data.store import Store
+from xvlm_core.data.text import EmptyTextError, pre_caption
+from xvlm_core.data.tokenizer import Tokenizer
+from xvlm_core.metrics.box_accuracy import (
+    accuracy_at,
+    accuracy_by,
+    best_constant_box,
+    iou_inclusive_pixel,
+    iou_plain,
+    mean_iou,
+    random_object_accuracy,
+)
+from xvlm_core.metrics.calibration import ece, roc_auc
+from xvlm_core.models.packing import PackedTexts
+from xvlm_core.models.xvlm import XVLM
+from xvlm_core.tasks.base import Prediction, Score, Scores
+
+SELECTION = "accuracy@0.5"
+
+
+class GroundingEvaluation:
+    """The phrases of some stores' split, in order, each once; nothing is padded or repeated.
+
+    Args:
+        stores: where the records are.
+        split: which records.
+        tokenizer: of the model.
+        image_size: side of the picture that the model sees, pixels.
+        max_words: words kept of a phrase.
+        max_tokens: tokens kept of a phrase.
+        limit: at most this many pictures (the first ones), None: all.
+        batch_pictures: pictures a batch.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        split: str,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int,
+        max_words: int,
+        max_tokens: int,
+        limit: int | None = None,
+        batch_pictures: int = 32,
+    ) -> None:
+        self.split = split
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.max_words = max_words
+        self.max_tokens = max_tokens
+        self.batch_pictures = batch_pictures
+        places = [(store, int(i)) for store in stores for i in store.indices(split)]
+        self.places = places[:limit]
+        self.dropped: Counter[str] = Counter()
+        self.examples: list[str] = []
+
+    def batches(self) -> Iterator[GroundingBatch]:
+        """Batches of whole pictures with all their phrases, present and absent."""
+        self.dropped.clear()
+        self.examples.clear()
+        for start in range(0, len(self.places), self.batch_pictures):
+            pictures: list[np.ndarray] = []
+            rows: list[tuple[int, tuple[int, ...], GroundingItem]] = []
+            ids: list[str] = []
+            for store, index in self.places[start : start + self.batch_pictures]:
+                record = store[index]
+                found = list(self._items(record))
+                if not found:
+                    continue
+                try:
+                    image = read_picture(store.picture_path(record))
+                except PictureError as problem:
+                    self._drop(record.id, problem.reason, len(found))
+                    continue
+                rows += [(len(pictures), tokens, item) for tokens, item in found]
+                pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
+                ids.append(record.id)
+            if rows:
+                yield self._batch(pictures, rows, ids)
+
+    def _batch(
+        self,
+        pictures: list[np.ndarray],
+        rows: list[tuple[int, tuple[int, ...], GroundingItem]],
+        ids: list[str],
+    ) -> GroundingBatch:
+        items = tuple(item for _, _, item in rows)
+        return GroundingBatch(
+            pictures_ICHW=torch.from_numpy(np.stack(pictures)),
+            texts=PackedTexts.from_lists([tokens for _, tokens, _ in rows]),
+            picture_of_text_B=torch.tensor([picture for picture, _, _ in rows]),
+            present_B=torch.tensor([item.box_xyxy_px is not None for item in items]),
+            boxes_cxcywh_B4=torch.zeros(len(rows), 4),
+            items=items,
+            record_ids=tuple(ids),
+        )
+
+    def _items(self, record: Record) -> Iterator[tuple[tuple[int, ...], GroundingItem]]:
+        kinds = record.meta.get("phrase_kinds")
+        if not isinstance(kinds, list) or len(kinds) != len(record.regions):
+            kinds = [region.kind for region in record.regions]
+        absent_kinds = record.meta.get("absent_kinds")
+        if not isinstance(absent_kinds, list) or len(absent_kinds) != len(record.absent):
+            absent_kinds = ["absent"] * len(record.absent)
+        objects = objects_of(record)
+        phrases = [
+            (r.text, str(k), r.box_xyxy_px) for r, k in zip(record.regions, kinds, strict=True)
+        ]
+        phrases += [
+            (text, str(kind), None) for text, kind in zip(record.absent, absent_kinds, strict=True)
+        ]
+        for number, (text, kind, box) in enumerate(phrases):
+            name = f"{record.id}#{number}"
+            try:
+                words = pre_caption(text, self.max_words)
+            except EmptyTextError:
+                self._drop(name, "empty text", 1)
+                continue
+            item = GroundingItem(
+                name, record.id, text, kind, box, record.width, record.height, objects
+            )
+            yield self.tokenizer.encode(words, self.max_tokens).ids, item
+
+    def _drop(self, name: str, reason: str, n: int) -> None:
+        self.dropped[reason] += n
+        if len(self.examples) < 20:
+            self.examples.append(f"{name}: {reason}")
+
+
+def objects_of(record: Record) -> tuple[tuple[float, float, float, float], ...]:
+    """Distinct boxes of single things in a picture, for the random-object baseline."""
+    scene = record.meta.get("objects_xyxy_px")
+    if isinstance(scene, list):
+        return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in scene)
+    single = [r.box_xyxy_px for r in record.regions if r.kind in ("object", "attribute", "phrase")]
+    return tuple(dict.fromkeys(single))
+
+
+def predict(model: XVLM, batch: GroundingBatch) -> list[Prediction]:
+    """The box (pixels of the original picture, not clipped) and the probability of each phrase."""
+    grounded = model.ground(batch.pictures_ICHW, batch.texts, batch.picture_of_text_B)
+    boxes = to_xyxy_px(grounded.boxes_cxcywh_B4.float().cpu(), batch.items)
+    probabilities = grounded.match_probability_B.float().cpu().tolist()
+    return [
+        {
+            "id": item.id,
+            "record": item.record,
+            "phrase": item.phrase,
+            "kind": item.kind,
+            "box_xyxy_px": box,
+            "probability": probability,
+            "present": item.box_xyxy_px is not None,
+            "target_xyxy_px": item.box_xyxy_px,
+            "width": item.width,
+            "height": item.height,
+            "objects_xyxy_px": item.objects_xyxy_px,
+        }
+        for item, box, probability in zip(batch.items, boxes, probabilities, strict=True)
+    ]
+
+
+def to_xyxy_px(boxes_cxcywh_B4: Tensor, items: Sequence[GroundingItem]) -> list[list[float]]:
+    """Fractions -> corners in pixels of each item's original picture."""
+    size = torch.tensor([[item.width, item.height] for item in items], dtype=torch.float32)
+    centre, extent = boxes_cxcywh_B4[:, :2] * size, boxes_cxcywh_B4[:, 2:] * size
+    corners: list[list[float]] = torch.cat([centre - extent / 2, centre + extent / 2], 1).tolist()
+    return corners
+
+
+def score(predictions: Sequence[Prediction], split: str) -> Scores:
+    """Accuracy of the boxes of phrases that are there; ROC area of present against absent.
+
+    The headline uses the IoU of the released code (inclusive pixels); the breakdown by kind and
+    the baselines use the plain one. Each id counts once.
+    """
+    unique = {p["id"]: p for p in predictions}
+    assert len(unique) == len(predictions), "an id is predicted twice"
+    present = [p for p in predictions if p["present"]]
+    scores: Scores = {}
+    if present:
+        scores |= _box_scores(present, split)
+    absent = [p for p in predictions if not p["present"]]
+    if present and absent:
+        scores |= _presence_scores(present, absent, split)
+    return scores
+
+
+def _box_scores(present: Sequence[Prediction], split: str) -> Scores:
+    boxes = np.array([p["box_xyxy_px"] for p in present], dtype=np.float64)
+    targets = np.array([p["target_xyxy_px"] for p in present], dtype=np.float64)
+    n = len(present)
+    plain = iou_plain(boxes, targets)
+    inclusive = iou_inclusive_pixel(_xywh(boxes), _xywh(targets))
+    sizes = np.array([[p["width"], p["height"]] * 2 for p in present], dtype=np.float64)
+    fractions = targets / sizes
+    centre = (fractions[:, :2] + fractions[:, 2:]) / 2
+    constant = best_constant_box(np.concatenate([centre, fractions[:, 2:] - fractions[:, :2]], 1))
+    objects = [np.array(p["objects_xyxy_px"], dtype=np.float64).reshape(-1, 4) for p in present]
+    scores: Scores = {
+        SELECTION: Score(accuracy_at(inclusive), split, "inclusive-pixel IoU, as released", n),
+        "accuracy@0.5 plain": Score(accuracy_at(plain), split, "plain IoU", n),
+        "mean IoU": Score(mean_iou(plain), split, "plain IoU", n),
+    }
+    for kind, row in accuracy_by([p["kind"] for p in present], plain).items():
+        scores[f"accuracy@0.5 [{kind}]"] = Score(row.accuracy, split, "plain IoU", row.n)
+    scores["baseline: best constant box"] = Score(
+        constant.accuracy, split, "plain IoU, box chosen on this very split (an upper bound)", n
+    )
+    scores["baseline: random object"] = Score(
+        random_object_accuracy(targets, objects), split, "plain IoU, exact expectation", n
+    )
+    return scores
+
+
+def _presence_scores(
+    present: Sequence[Prediction], absent: Sequence[Prediction], split: str
+) -> Scores:
+    def area(negatives: Sequence[Prediction]) -> float:
+        rows = [*present, *negatives]
+        return roc_auc([p["probability"] for p in rows], [p["present"] for p in rows])
+
+    n = len(present) + len(absent)
+    scores: Scores = {
+        "presence AUC": Score(area(absent), split, "ROC area, present against absent phrases", n)
+    }
+    kinds = sorted({p["kind"] for p in absent})
+    if len(kinds) > 1:
+        for kind in kinds:
+            some = [p for p in absent if p["kind"] == kind]
+            scores[f"presence AUC [{kind}]"] = Score(
+                area(some), split, f"ROC area, present against {kind}", len(present) + len(some)
+            )
+    rows = [*present, *absent]
+    error = ece([p["probability"] for p in rows], [p["present"] for p in rows])
+    scores["presence ECE"] = Score(error, split, "calibration error, 10 bins (smaller: better)", n)
+    return scores
+
+
+def _xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
