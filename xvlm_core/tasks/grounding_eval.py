@@ -122,7 +122,7 @@ class GroundingEvaluation:
         if not isinstance(absent_kinds, list) or len(absent_kinds) != len(record.absent):
             absent_kinds = ["absent"] * len(record.absent)
         objects = objects_of(record)
-        phrases = [
+        phrases: list[tuple[str, str, tuple[float, float, float, float] | None]] = [
             (r.text, str(k), r.box_xyxy_px) for r, k in zip(record.regions, kinds, strict=True)
         ]
         phrases += [

@@ -127,10 +127,10 @@ class PretrainTask:
                 parts["matching"] = (parts["matching"] + presence) / 2
         if out.token_logits_MV is not None:
             parts["masked_lm"] = masked_lm_loss(out.token_logits_MV, batch.masked_label_M)
-        if out.boxes_cxcywh_N4 is not None and out.target_cxcywh_N4 is not None:
-            if len(out.boxes_cxcywh_N4):
-                box = box_losses(out.boxes_cxcywh_N4, out.target_cxcywh_N4)
-                parts |= {"box_l1": box.l1, "box_giou": box.giou}
+        boxes_cxcywh, targets_cxcywh = out.boxes_cxcywh_N4, out.target_cxcywh_N4
+        if boxes_cxcywh is not None and targets_cxcywh is not None and len(boxes_cxcywh):
+            box = box_losses(boxes_cxcywh, targets_cxcywh)
+            parts |= {"box_l1": box.l1, "box_giou": box.giou}
         counts = {"rows_without_negative": out.rows_without_negative}
         return Losses({n: v for n, v in parts.items() if n in weights}, weights, counts)
 
