@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,7 +98,7 @@ def test_a_surplus_is_cut_so_that_a_word_may_end_partly_masked() -> None:
 
 
 def runs(positions: tuple[int, ...]) -> int:
-    return 1 + sum(b - a > 1 for a, b in zip(positions, positions[1:], strict=False))
+    return 1 + sum(b - a > 1 for a, b in pairwise(positions))
 
 
 def test_skip_grams_mask_runs_of_two_or_three() -> None:
@@ -111,9 +113,7 @@ def test_skip_grams_mask_runs_of_two_or_three() -> None:
         rng = np.random.default_rng(6)
         adjacent = 0
         for _ in range(2000):
-            masked = mask(
-                sentence(200), [True] * 200, rng, max_masks=2, skipgram_prb=probability
-            )
+            masked = mask(sentence(200), [True] * 200, rng, max_masks=2, skipgram_prb=probability)
             adjacent += runs(masked.positions) == 1
         share[probability] = adjacent / 2000
     assert share[0.0] == pytest.approx(0.01, abs=0.01)

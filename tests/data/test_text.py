@@ -69,7 +69,9 @@ def test_caption_has_at_most_max_words_and_no_deleted_character(text: str, max_w
     assert not set(cleaned) & set(",.'!?\"()*#:;~-/")
 
 
-@pytest.mark.parametrize("text", ["word " * 10_000, " " * 50_000, "\n " * 20_000 + "x", "x" * 50_000])
+@pytest.mark.parametrize(
+    "text", ["word " * 10_000, " " * 50_000, "\n " * 20_000 + "x", "x" * 50_000]
+)
 def test_ten_thousand_words_take_no_time(text: str) -> None:
     start = time.perf_counter()
     for clean in (lambda: pre_caption("a" + text, 30), lambda: pre_question(text, 30)):
@@ -79,12 +81,16 @@ def test_ten_thousand_words_take_no_time(text: str) -> None:
     assert time.perf_counter() - start < 0.5
 
 
-@pytest.mark.parametrize("text", ["the LEFT dog", "right", "left-handed", "leftmost cup", "to the right."])
+@pytest.mark.parametrize(
+    "text", ["the LEFT dog", "right", "left-handed", "leftmost cup", "to the right."]
+)
 def test_side_is_named_by_the_word(text: str) -> None:
     assert names_a_side(text)
 
 
-@pytest.mark.parametrize("text", ["bright light", "upright piano", "leftover pizza", "copyright", "cleft"])
+@pytest.mark.parametrize(
+    "text", ["bright light", "upright piano", "leftover pizza", "copyright", "cleft"]
+)
 def test_substring_names_no_side_except_under_compat(text: str) -> None:
     assert not names_a_side(text)
     assert names_a_side(text, compat_official=True)
