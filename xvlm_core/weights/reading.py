@@ -49,6 +49,7 @@ class Report:
         unexpected: names in the file that mean nothing to the model.
         mismatched: our names whose shape in the file does not fit; not loaded.
         fresh: our names that such a file never has; they keep their initial values.
+        warnings: what could not be checked.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Report:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Note, ...] = ()
     fresh: tuple[Note, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -85,6 +87,7 @@ class Report:
             *(f"converted {note}" for note in self.converted),
             *(f"dropped {note}" for note in self.dropped),
             *(f"fresh {note}" for note in self.fresh),
+            *(f"warning: {warning}" for warning in self.warnings),
             *self.problems(),
         ]
 
