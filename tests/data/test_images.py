@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from xvlm_core.data.images import PictureError, picture_size, read_picture, resolve_inside
 
@@ -149,6 +149,16 @@ def test_large_pictures_are_refused_from_the_header() -> None:
     content = encoded(coloured(200, 100), "PNG")
     assert reason_of(content, max_pixels=19_999) == "too large"
     assert read_picture(content, max_pixels=20_000).size == (200, 100)
+
+
+def test_the_size_comes_from_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load", lambda image: decoded.append(image.format or "")
+    )
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
+        assert picture_size(encoded(coloured(), kind)) == (30, 20)
+    assert decoded == []
 
 
 def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:

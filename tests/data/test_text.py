@@ -24,6 +24,7 @@ from xvlm_core.data.text import (
         ("<person> and <PERSON> walking", 30, "person and person walking"),
         ("tab\tand  double", 30, "tab\tand double"),
         ("multi\n\nline\n", 30, "multi line"),
+        ("\tends stay\t", 30, "\tends stay\t"),
         ("  Ünïcode Café \n", 30, "ünïcode café"),
     ],
 )

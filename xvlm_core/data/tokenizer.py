@@ -184,7 +184,5 @@ class Tokenizer:
     @cached_property
     def _continuations(self) -> frozenset[int]:
         return frozenset(
-            number
-            for token, number in self._vocabulary.items()
-            if token.startswith(_CONTINUES) and token != _CONTINUES
+            number for token, number in self._vocabulary.items() if token.startswith(_CONTINUES)
         )
