@@ -199,13 +199,13 @@ def _looks(rng: np.random.Generator, count: int, split: str) -> list[_Look]:
         striped = bool(rng.random() < 0.25)
         if not looks:
             colour, shape = pick(rng, UNSEEN_PAIRS if split == "unseen" else SEEN_PAIRS)
-        elif rng.random() < 0.22:
+        elif rng.random() < 0.15:
             twin = pick(rng, looks)
             colour, shape = twin.colour, twin.shape
             if rng.random() < 0.5:
                 size = "small" if twin.size == "large" else "large"
         else:
-            reuse_colour, reuse_shape = rng.random() < 0.35, rng.random() < 0.35
+            reuse_colour, reuse_shape = rng.random() < 0.3, rng.random() < 0.3
             colour = pick(rng, looks).colour if reuse_colour else pick(rng, colours)
             shape = pick(rng, looks).shape if reuse_shape else pick(rng, SHAPES)
             if (colour, shape) not in allowed:
@@ -285,7 +285,7 @@ def _outline(shape: str, side: int) -> npt.NDArray[np.bool_]:
         [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
     )
     low, high = points.min(0), points.max(0)
-    points = 2 * (points - low) / (high - low) - 1
+    points = np.round(2 * (points - low) / (high - low) - 1, 9)
     inside = np.zeros((side, side), bool)
     for (x1, y1), (x2, y2) in zip(points, np.roll(points, -1, axis=0), strict=True):
         if y1 != y2:  # even-odd rule: count the edges to the right of the pixel centre
