@@ -71,7 +71,7 @@ def require_stores(recipe: Recipe, recipe_name: str) -> None:
 
 
 def _command(name: str, path: Path) -> str:
-    source = f"{name} FOLDER" if name in _OWN_READER else f"jsonl {name}.jsonl"
+    source = f"{name} FOLDER" if name in _OWN_READER else f"jsonl {name}.jsonl --images FOLDER"
     if name == "world":
         source = "world"
     return f"xvlm prepare-data {source} -o {path}"

@@ -1,0 +1,75 @@
+"""From what is typed (a run, a checkpoint, ``newest-pretrain`` ...) to a model folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xvlm_core.errors import CheckpointError
+from xvlm_core.train import checkpoint as checkpoints
+from xvlm_core.train import runs
+from xvlm_core.weights.folder import CONFIG
+
+NEWEST = "newest-"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model folder (or a released checkpoint file), and how to say which one it is."""
+
+    path: Path
+    said: str
+
+
+def find(text: str) -> Found:
+    """The model that a word of the command line means.
+
+    Args:
+        text: ``newest-TASK``, a run folder (its best checkpoint), a checkpoint, a model folder, or
+            a released checkpoint file.
+
+    Raises:
+        CheckpointError: nothing there, no whole checkpoint, or a damaged one.
+    """
+    if text.startswith(NEWEST) and not Path(text).exists():
+        return newest(text.removeprefix(NEWEST))
+    path = Path(text).expanduser()
+    if path.is_file():
+        return Found(path, f"file {path}")
+    if (path / "run.json").is_file():
+        return _of_run(runs.read(path))
+    if (path / CONFIG).is_file():
+        if (path / checkpoints.MANIFEST).is_file():
+            checkpoints.verify(path)
+        return Found(path, f"model {path}")
+    what = "is neither a run nor a model folder" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path} {what}", where=str(path.absolute()), try_="xvlm ls runs")
+
+
+def newest(task: str) -> Found:
+    """The newest run of a task that has a checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    run = runs.newest(task=task)
+    if run is None:
+        example = "xvlm pretrain --recipe 16m" if task == "pretrain" else f"xvlm finetune {task}"
+        raise CheckpointError(
+            f"no {task} run with a checkpoint",
+            where=str(runs.runs_root().absolute()),
+            try_=f"{example}, or name a model with --init or --checkpoint",
+        )
+    return _of_run(run)
+
+
+def _of_run(run: runs.RunInfo) -> Found:
+    folder = run.checkpoint()
+    if folder is None:
+        raise CheckpointError(
+            f"run {run.name} has no whole checkpoint yet",
+            where=str(run.folder),
+            try_="xvlm ls runs  (another run), or continue this one with --resume",
+        )
+    kind = f"{run.task} run {run.folder}"
+    return Found(folder, f"{kind}, {folder.name}")
