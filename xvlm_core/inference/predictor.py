@@ -1,0 +1,312 @@
+"""The Predictor: pictures and phrases in, boxes and probabilities out.
+
+The command line, the web page and Python all call this one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from xvlm_core.data.augment import normalise, test_picture
+from xvlm_core.data.boxes import clip_box_xyxy_px, cxcywh_to_xyxy
+from xvlm_core.data.images import PictureError, read_picture
+from xvlm_core.data.text import EmptyTextError, pre_caption, sanitize
+from xvlm_core.errors import CheckpointError, DataError, UsageError
+from xvlm_core.models.packing import PackedTexts
+from xvlm_core.weights.folder import LoadedModel, load_model_folder
+
+BoxXYXY = tuple[float, float, float, float]
+Picture = Image.Image | Path | str
+
+MAX_PHRASES_AT_ONCE = 256
+"""Phrases that the cross encoder reads in one call: bounds the memory."""
+
+_NEEDED_HEADS = ("box", "matching")
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """Where a phrase is in a picture.
+
+    Attributes:
+        phrase: as it was given.
+        box_xyxy_px: in pixels of the original picture (after EXIF orientation), half-open,
+            clipped to the picture.
+        probability: that the phrase is in the picture at all, from the matching head. The box of
+            an improbable phrase is a guess.
+        box_unclipped_xyxy_px: as the model said it: what metrics are computed on.
+        read_as: the text that the model read (cleaned, cut to its length).
+        unknown_words: words of it that the model's vocabulary lacks.
+    """
+
+    phrase: str
+    box_xyxy_px: BoxXYXY
+    probability: float
+    box_unclipped_xyxy_px: BoxXYXY
+    read_as: str
+    unknown_words: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as a JSON object."""
+        return {
+            "phrase": self.phrase,
+            "box_xyxy_px": list(self.box_xyxy_px),
+            "probability": self.probability,
+            "box_unclipped_xyxy_px": list(self.box_unclipped_xyxy_px),
+            "read_as": self.read_as,
+            "unknown_words": list(self.unknown_words),
+        }
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One phrase of one picture of a call, ready for the model."""
+
+    picture: int
+    phrase: str
+    read_as: str
+    ids: tuple[int, ...]
+    unknown_words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture as the model sees it, and its original size in pixels."""
+
+    pixels_CHW: NDArray[np.float32]
+    width: int
+    height: int
+
+
+class Predictor:
+    """A loaded model that answers.
+
+    Make one with :meth:`from_folder`. Answers do not depend on how pictures and phrases are put
+    into batches (up to float32 rounding).
+    """
+
+    def __init__(self, loaded: LoadedModel, device: str = "auto") -> None:
+        """Take a loaded model to a device ("auto": the GPU if there is one).
+
+        Raises:
+            CheckpointError: the model has no box head or no matching head.
+            UsageError: there is no such device.
+        """
+        lacking = [head for head in _NEEDED_HEADS if head not in loaded.info.config.heads]
+        if lacking:
+            raise CheckpointError(
+                f"this model of task {loaded.info.task} cannot find phrases: "
+                f"it has no {' and no '.join(lacking)} head",
+                try_="take a model of task grounding or pretrain (xvlm ls runs)",
+            )
+        self.info = loaded.info
+        self.tokenizer = loaded.tokenizer
+        self.device = _device(device)
+        self.model = loaded.model.to(self.device).eval()
+
+    @classmethod
+    def from_folder(cls, path: Path | str, device: str = "auto") -> Predictor:
+        """Load a model folder (see :func:`xvlm_core.inference.checkpoints.find_checkpoint`).
+
+        Raises:
+            CheckpointError: missing, damaged, or a model that cannot find phrases.
+            UsageError: there is no such device.
+        """
+        return cls(load_model_folder(Path(path)), device)
+
+    def ground(self, image: Picture, phrases: Sequence[str]) -> list[Grounding]:
+        """Find phrases in one picture; one answer a phrase, in their order.
+
+        Args:
+            image: a file, or a Pillow image of any mode.
+            phrases: what to look for.
+
+        Raises:
+            DataError: the picture cannot be read.
+            UsageError: nothing is left of a phrase after cleaning.
+        """
+        return self.ground_many([(image, phrases)])[0]
+
+    def ground_many(
+        self, items: Iterable[tuple[Picture, Sequence[str]]], batch_size: int = 16
+    ) -> list[list[Grounding]]:
+        """Find phrases in many pictures.
+
+        Pictures are read when their batch comes, so ``items`` may be longer than memory. A
+        picture is encoded once for all its phrases (of a batch, up to ``MAX_PHRASES_AT_ONCE``).
+
+        Args:
+            items: pictures with their phrases.
+            batch_size: pictures encoded in one call.
+
+        Returns:
+            For each picture the answers to its phrases, in order.
+
+        Raises:
+            DataError: a picture cannot be read.
+            UsageError: nothing is left of a phrase after cleaning.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size} is below 1", try_="--batch-size 16")
+        answers: list[list[Grounding]] = []
+        for batch in _in_batches(items, batch_size):
+            answers += self._ground_batch(batch)
+        return answers
+
+    def _ground_batch(
+        self, batch: Sequence[tuple[Picture, Sequence[str]]]
+    ) -> list[list[Grounding]]:
+        questions = [
+            self._question(number, phrase)
+            for number, (_, phrases) in enumerate(batch)
+            for phrase in _listed(phrases)
+        ]
+        pictures = [self._prepare(image) for image, _ in batch]
+        answers: list[list[Grounding]] = [[] for _ in batch]
+        for start in range(0, len(questions), MAX_PHRASES_AT_ONCE):
+            some = questions[start : start + MAX_PHRASES_AT_ONCE]
+            for question, answer in zip(some, self._answer(some, pictures), strict=True):
+                answers[question.picture].append(answer)
+        return answers
+
+    @torch.inference_mode()
+    def _answer(
+        self, questions: Sequence[_Question], pictures: Sequence[_Prepared]
+    ) -> list[Grounding]:
+        asked = sorted({question.picture for question in questions})
+        row_of = {picture: row for row, picture in enumerate(asked)}
+        pixels_ICHW = torch.from_numpy(np.stack([pictures[i].pixels_CHW for i in asked]))
+        grounded = self.model.ground(
+            pixels_ICHW.to(self.device),
+            PackedTexts.from_lists([question.ids for question in questions]).to(self.device),
+            torch.tensor([row_of[question.picture] for question in questions]).to(self.device),
+        )
+        boxes_xyxy = cxcywh_to_xyxy(grounded.boxes_cxcywh_B4.double().cpu().numpy())
+        probabilities = grounded.match_probability_B.double().cpu().tolist()
+        answers = []
+        for question, box_xyxy, probability in zip(
+            questions, boxes_xyxy, probabilities, strict=True
+        ):
+            width, height = pictures[question.picture].width, pictures[question.picture].height
+            unclipped = box_xyxy * (width, height, width, height)
+            answers.append(
+                Grounding(
+                    phrase=question.phrase,
+                    box_xyxy_px=_box(clip_box_xyxy_px(unclipped, width, height)),
+                    probability=probability,
+                    box_unclipped_xyxy_px=_box(unclipped),
+                    read_as=question.read_as,
+                    unknown_words=question.unknown_words,
+                )
+            )
+        return answers
+
+    def _prepare(self, picture: Picture) -> _Prepared:
+        image = _upright_rgb(picture)
+        side = self.info.config.vision.image_size
+        return _Prepared(normalise(test_picture(image, side)), image.width, image.height)
+
+    def _question(self, picture: int, phrase: str) -> _Question:
+        try:
+            text = pre_caption(sanitize(phrase), self.info.max_words)
+        except EmptyTextError:
+            raise UsageError(
+                f"nothing is left of the phrase {phrase[:40]!r} after cleaning",
+                try_='a phrase of words, e.g. "red circle"',
+            ) from None
+        encoded = self.tokenizer.encode(text, self.info.max_tokens)
+        if len(encoded.ids) < 2:
+            raise UsageError(
+                f"the phrase {phrase[:40]!r} has no letter that the model reads",
+                try_='a phrase of words, e.g. "red circle"',
+            )
+        return _Question(
+            picture,
+            phrase,
+            self.tokenizer.decode(encoded.ids) if encoded.cut else text,
+            encoded.ids,
+            tuple(word for word in dict.fromkeys(text.split()) if self._unknown(word)),
+        )
+
+    def _unknown(self, word: str) -> bool:
+        return self.tokenizer.unk_id in self.tokenizer.encode(word, len(word) + 2).ids
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no such device: {name!r}", try_="--device cpu") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {name} is not there: this machine has {torch.cuda.device_count()} GPUs",
+            try_="--device cpu",
+        )
+    return device
+
+
+def _listed(phrases: Sequence[str]) -> Sequence[str]:
+    if isinstance(phrases, str):
+        raise UsageError(
+            f"phrases must be a list, not the single text {phrases[:40]!r}",
+            try_=f"[{phrases[:40]!r}]",
+        )
+    return phrases
+
+
+def _in_batches(
+    items: Iterable[tuple[Picture, Sequence[str]]], size: int
+) -> Iterator[list[tuple[Picture, Sequence[str]]]]:
+    batch: list[tuple[Picture, Sequence[str]]] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _upright_rgb(picture: Picture) -> Image.Image:
+    """The picture as ``read_picture`` gives it, whether it comes as a file or from memory.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        if not isinstance(picture, Image.Image):
+            return read_picture(Path(picture))
+        image = ImageOps.exif_transpose(picture)
+        if image.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
+            image = image.convert("RGB")
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image
+        # Transparency, palettes and 16 bits are treated as in a file: by the same code.
+        file = io.BytesIO()
+        premultiplied = image.mode in ("PA", "La", "RGBa")
+        image = image.convert("RGBA") if premultiplied else image
+        image.save(file, "TIFF" if image.mode == "F" else "PNG")
+        return read_picture(file.getvalue())
+    except PictureError as error:
+        named = "the picture in memory" if isinstance(picture, Image.Image) else str(picture)
+        raise DataError(
+            f"picture {named} cannot be used: {error.reason}",
+            where=None if isinstance(picture, Image.Image) else str(picture),
+            try_="give a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file that opens in a viewer",
+        ) from None
+
+
+def _box(box_xyxy_px: NDArray[np.float64]) -> BoxXYXY:
+    x1, y1, x2, y2 = (float(v) for v in box_xyxy_px)
+    return x1, y1, x2, y2
