@@ -247,12 +247,14 @@ def _says_size(text: str) -> bool:
 
 
 def _ask_striped(scene: Scene, names: _Names, ask: _Ask, rng: np.random.Generator) -> None:
-    fill_open = [name for name in names if name[1].striped is None]
+    """Only where both answers are possible, so that neither is the better guess."""
+    by_fill: dict[bool, list[str]] = {True: [], False: []}
+    for text, noun, target in names:
+        if noun.striped is None:
+            by_fill[scene.shapes[target].striped].append(text)
     wanted = bool(rng.random() < 0.5)
-    balanced = [name for name in fill_open if scene.shapes[name[2]].striped == wanted]
-    if balanced:
-        text, _, target = pick(rng, balanced)
-        ask("striped", "yes" if scene.shapes[target].striped else "no", n=text)
+    if by_fill[True] and by_fill[False]:
+        ask("striped", "yes" if wanted else "no", n=pick(rng, by_fill[wanted]))
 
 
 def _ask_counts(scene: Scene, split: str, ask: _Ask, rng: np.random.Generator) -> None:
