@@ -135,9 +135,13 @@ class RunInfo:
         changed._write()
         return changed
 
-    def write_best(self, best: Best) -> None:
-        """Replace ``best.json``."""
-        write_atomically(self.folder / "best.json", json_bytes(asdict(best)))
+    def write_best(self, best: Best | None) -> None:
+        """Replace ``best.json``; None: there is no best checkpoint, and so no file."""
+        path = self.folder / "best.json"
+        if best is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomically(path, json_bytes(asdict(best)))
 
     def _write(self) -> None:
         content: dict[str, Any] = {"schema": SCHEMA_VERSION, **asdict(self)}

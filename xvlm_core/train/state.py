@@ -1,0 +1,169 @@
+"""What a checkpoint holds besides the model: optimizer, random numbers, counters. No pickle.
+
+``optimizer.safetensors`` has tensors named ``<state>/<parameter>`` and ``random/<device>``;
+``state.json`` the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xvlm_core.errors import CheckpointError
+from xvlm_core.train.files import FILES, json_bytes
+from xvlm_core.train.runs import Best
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+SCHEMA_VERSION = 1
+
+
+def add_counts(total: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add counts by name, in place."""
+    for name, count in more.items():
+        total[name] = total.get(name, 0) + count
+
+
+@dataclass
+class Window:
+    """Sums since the last line of the log. Saved, so that a resumed log is the same log."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    pictures: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, values: Mapping[str, float], counts: Mapping[str, int], pictures: int) -> None:
+        """One update."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.numbers[name] = self.numbers.get(name, 0) + 1
+        add_counts(self.counts, counts)
+        self.pictures += pictures
+
+    def means(self) -> dict[str, float]:
+        """Mean of each value over the updates that computed it."""
+        return {name: self.sums[name] / self.numbers[name] for name in self.sums}
+
+
+@dataclass
+class Counters:
+    """Where a run stands.
+
+    Attributes:
+        step: steps made.
+        seconds: training time so far, over all sessions.
+        dropped: samples left out so far, by reason.
+        best: the best checkpoint so far.
+        window: sums since the last line of the log.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    dropped: dict[str, int] = field(default_factory=dict)
+    best: Best | None = None
+    window: Window = field(default_factory=Window)
+
+
+def write_state(
+    folder: Path, counters: Counters, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write both files into a checkpoint folder."""
+    tensors = {f"random/{name}": value for name, value in random_state().items()}
+    names: dict[Tensor, str] = {value: name for name, value in model.named_parameters()}
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            assert isinstance(value, Tensor), f"optimizer state {key} is no tensor"
+            tensors[f"{key}/{names[parameter]}"] = value.detach().contiguous()
+    save_file(tensors, folder / OPTIMIZER_FILE)
+    FILES.write(folder / STATE_FILE, json_bytes({"schema": SCHEMA_VERSION, **asdict(counters)}))
+
+
+def read_counters(folder: Path) -> Counters:
+    """The numbers of a checkpoint.
+
+    Raises:
+        CheckpointError: ``state.json`` is missing or not ours.
+    """
+    path = folder / STATE_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        if content["schema"] != SCHEMA_VERSION:
+            raise ValueError(f"schema {content['schema']}, not {SCHEMA_VERSION}")
+        best = content["best"]
+        return Counters(
+            step=int(content["step"]),
+            seconds=float(content["seconds"]),
+            dropped=dict(content["dropped"]),
+            best=None if best is None else Best(**best),
+            window=Window(**content["window"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"training state of {folder.name} cannot be read: {error}",
+            where=str(path),
+            try_="a model folder without training state cannot be resumed; start from it instead",
+        ) from error
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Bring the optimizer and the random numbers back to where the checkpoint left them.
+
+    Raises:
+        CheckpointError: the file is missing, or of a model with other parameters.
+    """
+    path = folder / OPTIMIZER_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"optimizer state of {folder.name} cannot be read: {error}", where=str(path)
+        ) from error
+    random = {
+        name.removeprefix("random/"): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith("random/")
+    }
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    index = {names[parameter]: number for number, parameter in enumerate(trained)}
+    state: dict[int, dict[str, Any]] = {}
+    for full_name, value in tensors.items():
+        key, name = full_name.split("/", 1)
+        fits = name in index and (value.ndim == 0 or value.shape == trained[index[name]].shape)
+        if not fits:
+            raise CheckpointError(
+                f"checkpoint {folder.name} is of another model: {name} does not fit",
+                where=str(path),
+                try_="resume with the recipe of the run (recipe.yaml in its folder)",
+            )
+        state.setdefault(index[name], {})[key] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    set_random_state(random)
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of torch's own generators (drop-out), by device type."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Undo what was drawn since :func:`random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,234 @@
+"""What a run says while it goes: ``metrics.jsonl`` always, and a console. Imports no torch.
+
+A :class:`Sink` gets every line; one that shows nothing is an empty list of sinks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from xvlm_core.errors import OutputError
+
+Line = Mapping[str, Any]
+"""One line of ``metrics.jsonl``: ``kind`` is ``train`` or ``eval``, ``step`` is the step.
+
+A ``train`` line has a key for each loss that was computed (mean over the updates since the last
+line that computed it) and those of :data:`NOT_LOSSES`; an ``eval`` line has ``scores``.
+"""
+
+TIMES = frozenset({"pictures_per_s", "data_wait", "seconds"})
+"""Keys that differ between two runs that are otherwise the same."""
+
+NOT_LOSSES = TIMES | {"kind", "step", "lr", "grad_norm", "counts", "dropped"}
+"""Keys of a ``train`` line that are no losses. ``dropped`` counts from the start of the run."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a console shows besides the line itself.
+
+    Attributes:
+        step: steps made.
+        total: steps of the run, if they are limited.
+        progress: share of the run that is over.
+        seconds_left: expected training time, if known.
+    """
+
+    step: int
+    total: int | None
+    progress: float
+    seconds_left: float | None
+
+
+class Sink(Protocol):
+    """Somewhere lines go."""
+
+    def line(self, line: Line, outlook: Outlook) -> None:
+        """A line of the log."""
+
+    def note(self, text: str) -> None:
+        """Something worth a sentence (once a run, not once a step)."""
+
+    def close(self) -> None:
+        """The run is over, or stopped."""
+
+
+class Telemetry:
+    """All sinks of a run."""
+
+    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+        self._sinks = tuple(sinks)
+
+    def line(self, line: Line, outlook: Outlook) -> None:
+        """Pass a line to every sink."""
+        for sink in self._sinks:
+            sink.line(line, outlook)
+
+    def note(self, text: str) -> None:
+        """Pass a note to every sink."""
+        for sink in self._sinks:
+            sink.note(text)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def console_telemetry(*, quiet: bool = False, stream: TextIO | None = None) -> Telemetry:
+    """A live bar if the stream (standard error) is a terminal, else a plain line each log line."""
+    if quiet:
+        return Telemetry()
+    stream = stream or sys.stderr
+    return Telemetry([BarSink(stream) if stream.isatty() else PlainSink(stream)])
+
+
+def describe(line: Line, outlook: Outlook) -> str:
+    """A log line as a person reads it; of a kind that was not computed there is no word."""
+    total = f"/{outlook.total}" if outlook.total is not None else ""
+    words = [f"step {line['step']}{total}"]
+    if line["kind"] == "eval":
+        words += [f"{name} {score['value']:.4f}" for name, score in line["scores"].items()]
+        return "  ".join(words)
+    words += [f"{name} {value:.3f}" for name, value in line.items() if name not in NOT_LOSSES]
+    words.append(f"lr {line['lr']:.2e}")
+    words.append(f"{line['pictures_per_s']:.1f} pictures/s")
+    words.append(f"waiting for data {line['data_wait']:.0%}")
+    if outlook.seconds_left is not None:
+        words.append(f"{duration(outlook.seconds_left)} left")
+    if line["dropped"]:
+        parts = ", ".join(f"{n} {reason}" for reason, n in sorted(line["dropped"].items()))
+        words.append(f"dropped {sum(line['dropped'].values())} ({parts})")
+    return "  ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``02:03``."""
+    minutes, seconds_left = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes:02}:{seconds_left:02}"
+
+
+class PlainSink:
+    """One line of text a log line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def line(self, line: Line, outlook: Outlook) -> None:
+        """Print it."""
+        print(describe(line, outlook), file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class BarSink:
+    """A live bar with the last log line beside it; evaluations and notes stay above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._progress = Progress(
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}", markup=False),
+            console=Console(file=stream),
+        )
+        self._bar: TaskID | None = None
+
+    def line(self, line: Line, outlook: Outlook) -> None:
+        """Move the bar."""
+        if line["kind"] == "eval":
+            self.note(describe(line, outlook))
+            return
+        if self._bar is None:
+            self._progress.start()
+            self._bar = self._progress.add_task("", total=1.0)
+        self._progress.update(
+            self._bar, completed=outlook.progress, description=describe(line, outlook)
+        )
+
+    def note(self, text: str) -> None:
+        """Print above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+class MetricsFile:
+    """``metrics.jsonl``: appended to, and cut back where a run is continued from."""
+
+    def __init__(self, path: Path, *, keep_to_step: int) -> None:
+        """Open for appending.
+
+        Args:
+            path: the file.
+            keep_to_step: lines beyond this step (made after the checkpoint that the run
+                continues from) are removed, and so is a torn last line.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        self.path = path
+        try:
+            self.kept = self._cut(keep_to_step)
+            self._stream = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _cut(self, keep_to_step: int) -> list[dict[str, Any]]:
+        kept: list[dict[str, Any]] = []
+        if not self.path.exists():
+            return kept
+        end = 0
+        with self.path.open("r+b") as stream:
+            for raw in stream:
+                try:
+                    line = json.loads(raw)
+                    if not raw.endswith(b"\n") or line["step"] > keep_to_step:
+                        break
+                except (ValueError, KeyError, TypeError):
+                    break
+                kept.append(line)
+                end += len(raw)
+            stream.truncate(end)
+        return kept
+
+    def _refused(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.path} cannot be written: {error.strerror}",
+            try_="free some space or make it writable, then continue with --resume",
+        )
+
+    def line(self, line: Line, outlook: Outlook) -> None:
+        """Append it."""
+        try:
+            self._stream.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        os.fsync(self._stream.fileno())
+
+    def note(self, text: str) -> None:
+        """Notes are for people."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
