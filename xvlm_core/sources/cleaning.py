@@ -81,6 +81,10 @@ def check_picture(root: Path, job: PictureJob, *, decode: bool = False) -> Pictu
     Raises:
         PictureError: with a short reason, those of ``data.images`` or "size mismatch".
     """
+    try:
+        job.path.encode("utf-8")
+    except UnicodeEncodeError as error:  # a lone surrogate: such a name cannot be stored
+        raise PictureError("not a file name", repr(job.path)) from error
     path = resolve_inside(root, job.path)
     with _open_file(path) as file:
         image, orientation = _read_header(file, job.path, MAX_PIXELS)
@@ -229,16 +233,24 @@ class Cleaner:
         self.ledger.read(item)
         self.ledger.drop(item, id, reason, seen)
 
-    def _clean(self, item: Item, id: str, value: object) -> str | None:
+    def clean_text(self, value: object) -> str | None:
+        """A text that is not counted by itself (an answer, a statement); None if unusable."""
         if not isinstance(value, str):
-            self.ledger.drop(item, id, "text malformed", value)
             return None
         text = sanitize(value)
         try:
             pre_caption(text, 1)
         except EmptyTextError:
-            self.ledger.drop(item, id, "empty text", value)
             return None
+        return text
+
+    def _clean(self, item: Item, id: str, value: object) -> str | None:
+        text = self.clean_text(value)
+        if text is None:
+            reason = "empty text" if isinstance(value, str) else "text malformed"
+            self.ledger.drop(item, id, reason, value)
+            return None
+        assert isinstance(value, str)
         if text != " ".join(value.split()):
             self.ledger.repair(item, id, "characters that cannot be shown removed", value)
         return text
