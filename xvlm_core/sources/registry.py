@@ -140,7 +140,9 @@ SOURCES: dict[str, Source] = {
                 Option("val", int, "pictures of the split val", 200, minimum=0),
                 Option("test", int, "pictures of the split test", 200, minimum=0),
                 Option("unseen", int, "pictures with unseen combinations", 200, minimum=0),
-                Option("pairs", int, "pairs of pictures with statements, a split", 0, minimum=0),
+                Option(
+                    "pairs", int, "pairs with a statement, a split (at most half)", 0, minimum=0
+                ),
                 Option("seed", int, "another seed, another world", 0, minimum=0),
                 Option("size", int, "side of the pictures in pixels", 128, minimum=16),
                 Option("workers", int, "processes (default: all cores)", minimum=1),
