@@ -47,7 +47,10 @@ class LazyGroup(TyperGroup):
         if cmd_name not in VERBS:
             return None
         name, help_line = VERBS[cmd_name]
-        function = getattr(importlib.import_module(f"xvlm_cli.{name}"), name)
+        module = importlib.import_module(f"xvlm_cli.{name}")
+        if hasattr(module, "build"):  # a verb with sub-commands makes its own command
+            return module.build()
+        function = getattr(module, name)
         verb = typer.Typer(
             add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
         )

@@ -51,6 +51,11 @@ def complete_finetune(incomplete: str) -> list[str]:
     return complete_recipe("finetune", incomplete)
 
 
+def complete_any(incomplete: str) -> list[str]:
+    """Full recipe names that begin so."""
+    return complete_recipe(None, incomplete)
+
+
 def complete_run(incomplete: str) -> list[str]:
     """Run folders that begin so."""
     return [folder for folder in run_folders() if folder.startswith(incomplete)]

@@ -106,6 +106,9 @@ def _steps(recipe: Recipe, ready: bool, start_from: Path | None) -> int | None:
 
     if recipe.schedule.max_steps is not None:
         return recipe.schedule.max_steps
+    data = recipe.data
+    if recipe.schedule.epochs is not None and data.size is not None and data.images is not None:
+        return total_steps(recipe.schedule, -(-data.size // data.images.batch_size))
     if not ready:
         return None
     from xvlm_core.tasks.registry import build_task

@@ -1,0 +1,212 @@
+"""What ``predict`` was given: pictures and phrases, and where the answers go. No torch."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xvlm_cli.output import Output
+from xvlm_core.errors import DataError, OutputError, UsageError
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+ANNOTATED = ".grounded.png"
+MARK = "xvlm.predict/1"
+_GLOB = re.compile(r"[*?\[]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_EXAMPLE = 'xvlm predict grounding image.jpg "man wearing backpack"'
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture and what to look for in it."""
+
+    path: Path
+    phrases: tuple[str, ...]
+
+
+def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list[Item]:
+    """Pictures and phrases from the words of the command line.
+
+    A word that is a file, a folder or a pattern that matches files is an input; the others are
+    phrases. ``-`` reads JSON lines from standard input.
+
+    Raises:
+        UsageError: no picture, no phrase, an empty phrase, or a URL.
+        DataError: a picture that is not there, a folder without any, or a line that is not read.
+    """
+    pictures: list[Path] = []
+    phrases: list[str] = []
+    lines: list[Item] = []
+    for word in words:
+        if word == "-":
+            lines += _from_stdin()
+        elif _URL.match(word):
+            raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
+        elif (found := _inputs(word, out)) is not None:
+            pictures += found
+        else:
+            phrases.append(word)
+    phrases += more_phrases
+    for phrase in phrases:
+        if not phrase.strip():
+            raise UsageError("a phrase is empty", try_=_EXAMPLE)
+    if not pictures and not lines:
+        raise UsageError("no picture was given", try_=_EXAMPLE)
+    if pictures and not phrases:
+        raise UsageError(
+            "no phrase was given (a word that names a file or folder counts as a picture)",
+            try_=f'xvlm predict grounding {pictures[0]} "man wearing backpack"',
+        )
+    if phrases and not pictures:
+        raise UsageError("phrases belong into the lines of standard input", try_=_EXAMPLE)
+    unique = dict.fromkeys(pictures)
+    return [Item(path, tuple(phrases)) for path in unique] + lines
+
+
+def _inputs(word: str, out: Output) -> list[Path] | None:
+    """The pictures that a word names; None where it is a phrase."""
+    if not word.strip():
+        return None
+    path = Path(word).expanduser()
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            return _in_folder(path, out)
+    except (OSError, ValueError):  # too long for a name, or a null character: a phrase
+        return None
+    is_picture_name = path.suffix.lower() in SUFFIXES
+    if _GLOB.search(word):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        files = [file for file in found if file.is_file() and not file.name.endswith(ANNOTATED)]
+        if files:
+            return files
+        if is_picture_name:
+            raise DataError(f"no file matches {word}", where=str(Path.cwd()), try_="ls")
+        return None
+    if is_picture_name:
+        raise DataError(
+            f"picture {word} is not there",
+            where=str(path.absolute()),
+            try_="the path of a picture; if it is meant as a phrase, --phrase",
+        )
+    return None
+
+
+def _in_folder(folder: Path, out: Output) -> list[Path]:
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
+    pictures = [file for file in files if not file.name.endswith(ANNOTATED)]
+    if len(files) > len(pictures):
+        out.note(f"{folder}: {len(files) - len(pictures)} annotated pictures are left out")
+    if not pictures:
+        raise DataError(
+            f"no picture in the folder {folder}",
+            where=str(folder.absolute()),
+            try_="another folder; if the word is meant as a phrase, --phrase",
+        )
+    return pictures
+
+
+def _from_stdin() -> list[Item]:
+    items = []
+    for number, line in enumerate(sys.stdin, 1):
+        if line.strip():
+            items.append(_item(line, f"standard input, line {number}"))
+    if not items:
+        raise DataError(
+            "standard input holds no line", try_='{"image": "a.jpg", "phrases": ["a dog"]}'
+        )
+    return items
+
+
+def _item(line: str, where: str) -> Item:
+    example = '{"image": "a.jpg", "phrases": ["a dog"]}'
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {error}", where=where, try_=example) from error
+    image = value.get("image") if isinstance(value, dict) else None
+    phrases = value.get("phrases") if isinstance(value, dict) else None
+    if not isinstance(image, str) or not image:
+        raise DataError("no image in the line", where=where, try_=example)
+    if not isinstance(phrases, list) or not phrases:
+        raise DataError("no phrases in the line", where=where, try_=example)
+    if not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
+        raise UsageError("a phrase is empty or no text", where=where, try_=example)
+    if _URL.match(image):
+        raise UsageError(f"{image} is a URL; nothing is fetched", where=where, try_=example)
+    return Item(Path(image), tuple(phrases))
+
+
+def targets(items: Sequence[Item], output: Path | None, *, overwrite: bool) -> list[Path]:
+    """Where each annotated picture goes: ``NAME.grounded.png`` here or in ``-o``, no name twice.
+
+    Raises:
+        OutputError: a file is there that is not one of ours, or one ``.png`` for many pictures.
+    """
+    if output is not None and output.suffix.lower() == ".png" and not output.is_dir():
+        if len(items) > 1:
+            raise OutputError(
+                f"{output} is one file, and there are {len(items)} pictures", try_="-o FOLDER"
+            )
+        wanted = [output]
+    else:
+        wanted = _names(items, output or Path())
+    for target in wanted:
+        for file, is_ours in ((target, _our_picture), (json_beside(target), _our_json)):
+            if file.is_dir() or (file.exists() and not overwrite and not is_ours(file)):
+                raise OutputError(
+                    f"{file} is there already, and xvlm did not write it",
+                    where=str(file.absolute()),
+                    try_="-o FOLDER, or --overwrite",
+                )
+    sources = {item.path.resolve() for item in items}
+    clash = next((target for target in wanted if target.resolve() in sources), None)
+    if clash is not None:
+        raise OutputError(f"{clash} is one of the pictures to be read", try_="-o FOLDER")
+    return wanted
+
+
+def json_beside(target: Path) -> Path:
+    """``image.grounded.json`` for ``image.grounded.png``."""
+    return target.with_suffix(".json")
+
+
+def _names(items: Sequence[Item], folder: Path) -> list[Path]:
+    taken: set[str] = set()
+    names = []
+    for item in items:
+        stem, number = item.path.stem, 1
+        name = f"{stem}{ANNOTATED}"
+        while name.lower() in taken:  # also on disks that do not tell capitals apart
+            number += 1
+            name = f"{stem}-{number}{ANNOTATED}"
+        taken.add(name.lower())
+        names.append(folder / name)
+    return names
+
+
+def _our_picture(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == "xvlm"
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def _our_json(path: Path) -> bool:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("schema") == MARK
