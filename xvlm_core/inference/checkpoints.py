@@ -101,7 +101,7 @@ def _builtin(task: str) -> FoundModel:
     _check(folder, task)
     return FoundModel(
         folder,
-        "The built-in shapes model answers: it knows coloured shapes on plain pictures only.",
+        "The built-in shapes model answers: it knows coloured shapes only.",
         builtin=True,
     )
 

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,15 @@ _PALETTE: tuple[Colour, ...] = (
     (60, 180, 75),
     (245, 130, 48),
     (145, 30, 180),
-    (0, 160, 160),
+    (70, 210, 220),
     (240, 50, 230),
     (170, 110, 40),
 )
 _BLACK, _WHITE, _GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
 _PADDING = 3
 _ELLIPSIS = "..."
+_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+"""Taken, where installed, for phrases beyond ASCII: Pillow's own font draws boxes for those."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class _Label:
     """A text measured for drawing: the size of its plate, and where the text starts in it."""
 
     text: str
+    font: Font
     width: int
     height: int
     text_x: int
@@ -91,16 +95,16 @@ def annotate(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Image
     canvas = canvas.resize(size, Image.Resampling.BICUBIC) if scale > 1 else canvas.copy()
     draw = ImageDraw.Draw(canvas)
     line = max(2, round(max(size) / 300))
-    font = ImageFont.load_default(max(12, round(max(size) / 40)))
+    font_size = max(12, round(max(size) / 40))
     rects = [_rect(grounding, scale, size) for grounding in groundings]
     for index, (grounding, rect) in enumerate(zip(groundings, rects, strict=True)):
         _draw_box(draw, rect, line, colour_of(index), dashed=grounding.probability < PROBABLE)
     taken: list[RectXYXY] = []
     for index, (grounding, rect) in enumerate(zip(groundings, rects, strict=True)):
-        label = _measure(draw, font, grounding, size[0])
+        label = _measure(draw, font_size, grounding, size[0])
         place = _place(label, rect, taken, size)
         taken.append(place)
-        _draw_label(draw, font, label, place, colour_of(index), grounding.probability < PROBABLE)
+        _draw_label(draw, label, place, colour_of(index), grounding.probability < PROBABLE)
     return canvas
 
 
@@ -170,11 +174,12 @@ def _draw_box(
 # ------------------------------------------------------------------ labels
 
 
-def _measure(draw: ImageDraw.ImageDraw, font: Font, grounding: Grounding, width: int) -> _Label:
+def _measure(draw: ImageDraw.ImageDraw, font_size: int, grounding: Grounding, width: int) -> _Label:
     """The label, its phrase shortened until it fits into the width of the picture."""
     phrase = sanitize(grounding.phrase) or _ELLIPSIS
+    font = _font(font_size, beyond_ascii=not phrase.isascii())
     mark = "?" if grounding.probability < PROBABLE else ""
-    ending = f"{mark} {_percent(grounding.probability)}"
+    ending = f"{mark}  {_percent(grounding.probability)}"
     text, kept = phrase + ending, len(phrase)
     while True:
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -183,6 +188,7 @@ def _measure(draw: ImageDraw.ImageDraw, font: Font, grounding: Grounding, width:
         top, bottom = min(top, low_top), max(bottom, low_bottom)
         label = _Label(
             text,
+            font,
             math.ceil(right - left) + 2 * _PADDING,
             math.ceil(bottom - top) + 2 * _PADDING,
             _PADDING - math.floor(left),
@@ -192,6 +198,16 @@ def _measure(draw: ImageDraw.ImageDraw, font: Font, grounding: Grounding, width:
             return label
         kept = min(kept - 1, kept * width // label.width + 1)
         text = (phrase[:kept].rstrip() + _ELLIPSIS if kept else "") + ending
+
+
+@lru_cache(maxsize=16)
+def _font(size: int, *, beyond_ascii: bool) -> Font:
+    for name in _WIDE_FONTS if beyond_ascii else ():
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
 
 
 def _percent(probability: float) -> str:
@@ -249,7 +265,6 @@ def _overlap(a: RectXYXY, b: RectXYXY) -> int:
 
 def _draw_label(
     draw: ImageDraw.ImageDraw,
-    font: Font,
     label: _Label,
     place: RectXYXY,
     colour: Colour,
@@ -259,7 +274,7 @@ def _draw_label(
     plate = _GREY if improbable else colour
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=plate, outline=colour)
     position = (x1 + label.text_x, y1 + label.text_y)
-    draw.text(position, label.text, fill=_ink(plate), font=font)
+    draw.text(position, label.text, fill=_ink(plate), font=label.font)
 
 
 def _ink(plate: Colour) -> Colour:
