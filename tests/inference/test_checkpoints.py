@@ -18,7 +18,6 @@ from xvlm_core.inference.predictor import Predictor
 from xvlm_core.train import checkpoint as run_checkpoints
 from xvlm_core.train.runs import RunWarning
 
-
 real_builtin_folder = module.builtin_folder
 
 
