@@ -199,6 +199,9 @@ class TrainSection(_Section):
 
     precision: Literal["fp32", "bf16"] = Field("fp32")
     device: Literal["auto", "cpu", "cuda"] = Field("auto")
+    threads: int | None = Field(
+        None, gt=0, description="torch threads on the CPU; null: one a core (torch's own choice)"
+    )
     checkpoint_every: int = Field(1000, gt=0, description="steps between checkpoints")
     keep_last: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
     evaluate_every: int | None = Field(

@@ -110,6 +110,8 @@ class _Loop:
         self.task, self.recipe, self.run_info = task, recipe, run
         self.telemetry, self.interrupts = telemetry, interrupts
         device = pick_device(recipe.train.device)
+        if recipe.train.threads is not None:
+            torch.set_num_threads(recipe.train.threads)
         torch.manual_seed(recipe.seed)
         model = task.build_model().to(device)
         model.train()
