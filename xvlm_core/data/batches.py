@@ -117,6 +117,8 @@ class GroundingItem:
         box_xyxy_px: true box in the original picture; None: the phrase is absent.
         width: pixels of the original picture.
         height: the same.
+        like: kind of region that it is worded as: an absent phrase is compared with present ones
+            of the same wording; None: with all.
         objects_xyxy_px: boxes of the single things in the picture, for a baseline.
     """
 
@@ -127,4 +129,5 @@ class GroundingItem:
     box_xyxy_px: tuple[float, float, float, float] | None
     width: int
     height: int
+    like: str | None = None
     objects_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()

@@ -33,6 +33,8 @@ from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.tasks.base import Prediction, Score, Scores
 
+BoxXYXY = tuple[float, float, float, float]
+
 SELECTION = "accuracy@0.5"
 
 
@@ -115,20 +117,20 @@ class GroundingEvaluation:
         )
 
     def _items(self, record: Record) -> Iterator[tuple[tuple[int, ...], GroundingItem]]:
-        kinds = record.meta.get("phrase_kinds")
-        if not isinstance(kinds, list) or len(kinds) != len(record.regions):
-            kinds = [region.kind for region in record.regions]
-        absent_kinds = record.meta.get("absent_kinds")
-        if not isinstance(absent_kinds, list) or len(absent_kinds) != len(record.absent):
-            absent_kinds = ["absent"] * len(record.absent)
+        regions, absent = record.regions, record.absent
+        kinds = _named(record, "phrase_kinds", [region.kind for region in regions])
+        absent_kinds = _named(record, "absent_kinds", ["absent"] * len(absent))
+        likes = _named(record, "absent_like", [None] * len(absent))
         objects = objects_of(record)
-        phrases: list[tuple[str, str, tuple[float, float, float, float] | None]] = [
-            (r.text, str(k), r.box_xyxy_px) for r, k in zip(record.regions, kinds, strict=True)
+        phrases: list[tuple[str, str, BoxXYXY | None, str | None]] = [
+            (region.text, str(kind), region.box_xyxy_px, region.kind)
+            for region, kind in zip(regions, kinds, strict=True)
         ]
         phrases += [
-            (text, str(kind), None) for text, kind in zip(record.absent, absent_kinds, strict=True)
+            (text, str(kind), None, None if like is None else str(like))
+            for text, kind, like in zip(absent, absent_kinds, likes, strict=True)
         ]
-        for number, (text, kind, box) in enumerate(phrases):
+        for number, (text, kind, box, like) in enumerate(phrases):
             name = f"{record.id}#{number}"
             try:
                 words = pre_caption(text, self.max_words)
@@ -136,7 +138,7 @@ class GroundingEvaluation:
                 self._drop(name, "empty text", 1)
                 continue
             item = GroundingItem(
-                name, record.id, text, kind, box, record.width, record.height, objects
+                name, record.id, text, kind, box, record.width, record.height, like, objects
             )
             yield self.tokenizer.encode(words, self.max_tokens).ids, item
 
@@ -146,11 +148,22 @@ class GroundingEvaluation:
             self.examples.append(f"{name}: {reason}")
 
 
-def objects_of(record: Record) -> tuple[tuple[float, float, float, float], ...]:
-    """Distinct boxes of single things in a picture, for the random-object baseline."""
-    scene = record.meta.get("objects_xyxy_px")
-    if isinstance(scene, list):
-        return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in scene)
+def _named(record: Record, key: str, default: Sequence[object]) -> Sequence[object]:
+    """One entry a phrase from the record's ``meta``, if it has such a list of the right length."""
+    value = record.meta.get(key)
+    return value if isinstance(value, list) and len(value) == len(default) else default
+
+
+def objects_of(record: Record) -> tuple[BoxXYXY, ...]:
+    """Distinct boxes of single things in a picture, for the random-object baseline.
+
+    ``meta.scene`` (a list of objects with ``box_xyxy_px``) where there is one, else the boxes of
+    the record's objects.
+    """
+    scene = record.meta.get("scene")
+    if isinstance(scene, list) and all(isinstance(x, dict) and "box_xyxy_px" in x for x in scene):
+        boxes = (x["box_xyxy_px"] for x in scene)
+        return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
     single = [r.box_xyxy_px for r in record.regions if r.kind in ("object", "attribute", "phrase")]
     return tuple(dict.fromkeys(single))
 
@@ -166,6 +179,7 @@ def predict(model: XVLM, batch: GroundingBatch) -> list[Prediction]:
             "record": item.record,
             "phrase": item.phrase,
             "kind": item.kind,
+            "like": item.like,
             "box_xyxy_px": box,
             "probability": probability,
             "present": item.box_xyxy_px is not None,
@@ -234,25 +248,45 @@ def _box_scores(present: Sequence[Prediction], split: str) -> Scores:
 def _presence_scores(
     present: Sequence[Prediction], absent: Sequence[Prediction], split: str
 ) -> Scores:
-    def area(negatives: Sequence[Prediction]) -> float:
-        rows = [*present, *negatives]
-        return roc_auc([p["probability"] for p in rows], [p["present"] for p in rows])
-
-    n = len(present) + len(absent)
-    scores: Scores = {
-        "presence AUC": Score(area(absent), split, "ROC area, present against absent phrases", n)
-    }
+    scores: Scores = {}
     kinds = sorted({p["kind"] for p in absent})
-    if len(kinds) > 1:
-        for kind in kinds:
-            some = [p for p in absent if p["kind"] == kind]
-            scores[f"presence AUC [{kind}]"] = Score(
-                area(some), split, f"ROC area, present against {kind}", len(present) + len(some)
-            )
+    for name, some in [("", list(absent))] + [
+        (f" [{kind}]", [p for p in absent if p["kind"] == kind]) for kind in kinds
+    ]:
+        if name and len(kinds) == 1:
+            continue
+        area, n = like_with_like(present, some)
+        if n:
+            convention = "ROC area, absent phrases against present ones worded alike"
+            scores[f"presence AUC{name}"] = Score(area, split, convention, n)
     rows = [*present, *absent]
     error = ece([p["probability"] for p in rows], [p["present"] for p in rows])
-    scores["presence ECE"] = Score(error, split, "calibration error, 10 bins (smaller: better)", n)
+    scores["presence ECE"] = Score(
+        error, split, "calibration error, 10 bins (smaller: better)", len(rows)
+    )
     return scores
+
+
+def like_with_like(
+    present: Sequence[Prediction], absent: Sequence[Prediction]
+) -> tuple[float, int]:
+    """ROC area within each wording, weighted by its number of pairs, and the phrases that count.
+
+    A phrase of another wording is told apart without a look at the picture ("leftmost ..." is
+    always there): comparing unlike with unlike would flatter.
+    """
+    total = pairs = 0.0
+    counted = 0
+    for like in dict.fromkeys(p["like"] for p in absent):
+        negatives = [p for p in absent if p["like"] == like]
+        positives = [p for p in present if like is None or p["like"] == like]
+        if positives:
+            rows = [*positives, *negatives]
+            weight = len(positives) * len(negatives)
+            area = roc_auc([p["probability"] for p in rows], [p["present"] for p in rows])
+            total, pairs = total + weight * area, pairs + weight
+            counted += len(rows)
+    return (total / pairs if pairs else 0.5), counted
 
 
 def _xywh(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -50,8 +50,8 @@ def world_record(
     """Picture ``index`` of a split with all its texts.
 
     ``meta`` has ``phrase_kinds`` (label, attribute, superlative, relation, pair or unseen; one
-    for each region), ``absent_kinds`` (random or hard), ``question_kinds``, and ``scene`` (what
-    stands where).
+    for each region), ``absent_kinds`` (random or hard), ``absent_like`` (the kind of region that
+    each is worded as), ``question_kinds``, and ``scene`` (what stands where).
 
     Args:
         seed: one seed, one world.
@@ -90,6 +90,7 @@ def world_record(
             "seed": seed,
             "phrase_kinds": [p.kind for p in phrases],
             "absent_kinds": [a.kind for a in absent],
+            "absent_like": [a.like for a in absent],
             "question_kinds": [q.kind for q in asked],
             "scene": [shape.describe() for shape in scene.shapes],
         },

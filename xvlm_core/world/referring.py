@@ -111,10 +111,11 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Absent:
-    """A phrase that nothing in the picture fits."""
+    """A phrase that nothing in the picture fits; ``like``: the kind of region it is worded as."""
 
     text: str
     kind: AbsentKind
+    like: RegionKind
 
 
 def plural_of(head: str) -> str:
@@ -318,11 +319,13 @@ def absent_of(scene: Scene, split: str, rng: np.random.Generator) -> list[Absent
     if split == "unseen":
         chosen = chosen[:1]
         chosen += sample(rng, [p for p in far if p in UNSEEN_PAIRS and p not in chosen], 1)
-    found = [Absent(Noun(*pair).text(), "random") for pair in chosen]
-    hard = [Noun(*pair).text() for pair in sample(rng, crossed, 2)]
-    hard += sample(rng, _wrong_attributes(scene), 2)
-    hard += sample(rng, _wrong_relations(scene, rng), 1)
-    return found + [Absent(text, "hard") for text in hard]
+    found = [Absent(Noun(*pair).text(), "random", "object") for pair in chosen]
+    labels = [Noun(*pair).text() for pair in sample(rng, crossed, 2)]
+    attributes = sample(rng, _wrong_attributes(scene), 2)
+    relations = sample(rng, _wrong_relations(scene, rng), 1)
+    found += [Absent(text, "hard", "object") for text in labels]
+    found += [Absent(text, "hard", "attribute") for text in attributes]
+    return found + [Absent(text, "hard", "relation") for text in relations]
 
 
 def _wrong_attributes(scene: Scene) -> list[str]:
