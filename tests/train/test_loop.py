@@ -176,17 +176,17 @@ def test_a_finished_run_resumed_changes_nothing_and_says_its_scores(tmp_path: Pa
 
 
 def test_resume_passes_over_a_damaged_checkpoint_and_replaces_it(tmp_path: Path) -> None:
-    run_toy(tmp_path / "whole")
-    run_toy(tmp_path / "run", ToyTask(signal_at=(13, signal.SIGTERM)))
+    recipe = toy_recipe(train={"keep_last": 3})
+    run_toy(tmp_path / "whole", recipe=recipe)
+    run_toy(tmp_path / "run", ToyTask(signal_at=(13, signal.SIGTERM)), recipe)
     for step in (12, 13):
         weights = tmp_path / "run" / "checkpoints" / f"step-000000{step}" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.warns(checkpoint.CheckpointWarning) as caught:
-        run_toy(tmp_path / "run")
+        run_toy(tmp_path / "run", recipe=recipe)
     texts = [str(warning.message) for warning in caught]
     assert any("step-00000013" in text and "passed over" in text for text in texts)
     assert any("step-00000012" in text and "replaced" in text for text in texts)
-    assert 13 in checkpoint.list_steps(tmp_path / "run" / "checkpoints")  # not deleted silently
     same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -247,7 +247,7 @@ def test_max_seconds_ends_the_run_and_lowers_the_rate_over_time(
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert 0 < rates[-1] < 0.1 * max(rates)
     assert (
-        10 <= json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-2])["seconds"]
+        json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-2])["seconds"] >= 10
     )
 
 

@@ -113,7 +113,7 @@ class ToyTask:
     def losses(self, model: nn.Module, batch: ToyBatch, moment: Moment) -> Losses:
         if moment.step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.signal_at is not None and moment.step == self.signal_at[0]:
+        if self.signal_at and moment.step == self.signal_at[0] and not batch.second:
             os.kill(os.getpid(), self.signal_at[1])
         # draws from both kinds of randomness: torch's own (drop-out) and the update's
         noise = torch.randn(len(batch.inputs), generator=moment.generator) * 0.1
@@ -191,7 +191,17 @@ def run_toy(
 
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.train.toy"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch.utils.data",
+        "safetensors.torch",
+        "pydantic",
+        "rich.progress",
+        "yaml",
+        "pytest",
+    ]
+)
 
 
 def in_process(function: Any, *arguments: Any) -> int:

@@ -65,8 +65,8 @@ def write(
     """Write the checkpoint of a step, then delete those that are not to be kept.
 
     Kept are this one, the ``keep_last`` newest up to it, and the steps in ``keep``. Folders of
-    later steps are left alone: they can only be damaged ones, and are replaced (with a warning)
-    when the run comes to their step again.
+    later steps are left alone: they can only be damaged ones (:func:`newest` warned of them), and
+    are replaced, with a warning, when the run comes to their step again.
 
     Args:
         checkpoints: folder of all checkpoints; created if missing (its parent exists).

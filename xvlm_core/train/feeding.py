@@ -75,16 +75,27 @@ def feed_from(feed: Feed, first_step: int, workers: int) -> Generator[Sequence[B
         generator=torch.Generator(),  # or else it would draw from the model's random numbers
     )
     iterator = iter(loader)
-    while True:
-        try:
+    try:
+        while True:
             item = next(iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a loader process died: {str(error).splitlines()[0]}",
-                try_="data.workers=0, or more shared memory (/dev/shm)",
-            ) from error
-        if isinstance(item, XvlmError):
-            raise item
-        yield item
+            if isinstance(item, XvlmError):
+                raise item
+            yield item
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        raise worker_died(error) or error from error
+    finally:
+        # at once: a traceback may keep the iterator, and with it the workers, alive
+        getattr(iterator, "_shutdown_workers", lambda: None)()
+
+
+def worker_died(error: Exception) -> DataError | None:
+    """The error to show if a loader process was killed.
+
+    torch raises it wherever the main process happens to be when it learns of it.
+    """
+    if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        return None
+    return DataError(
+        f"a loader process died: {str(error).splitlines()[0]}",
+        try_="data.workers=0, or more (shared) memory",
+    )
