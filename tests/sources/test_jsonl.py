@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sources.conftest import Prepare, Prepared
+from xvlm_core.data.records import Answer, Question, Region, Statement
+from xvlm_core.errors import DataError, UsageError
+
+
+@pytest.fixture
+def convert(tmp_path: Path, pictures: Path, prepare_store: Prepare) -> Any:
+    """Prepare lines (objects, texts or bytes) against the folder of pictures."""
+
+    def run(lines: list[Any] | bytes, **options: Any) -> Prepared:
+        if isinstance(lines, list):
+            lines = "\n".join(
+                line if isinstance(line, str) else json.dumps(line) for line in lines
+            ).encode()
+        path = tmp_path / "mine.jsonl"
+        path.write_bytes(lines)
+        return prepare_store("jsonl", {"annotations": [path], "images": pictures, **options})
+
+    return run
+
+
+def test_lines_of_one_picture_become_one_record_wherever_they_stand(convert: Any) -> None:
+    done = convert(
+        [
+            {"image": "ok.jpg", "text": "a red dog", "box": [1, 2, 30, 40]},
+            {"image": "other.png", "text": "the blue sea"},
+            {"image": "ok.jpg", "text": "dogs on a beach"},
+            {"image": "ok.jpg", "caption": ["two dogs", "a beach"]},
+            {"image": "ok.jpg", "text": "the left dog", "box": [5, 6, 70, 80], "kind": "object"},
+        ]
+    )
+    first, second = done.records
+    assert (first.id, first.image, first.width, first.height) == ("ok.jpg", "ok.jpg", 160, 90)
+    assert first.captions == ("dogs on a beach", "two dogs", "a beach")
+    assert first.regions == (
+        Region("a red dog", (1, 2, 30, 40), "phrase"),
+        Region("the left dog", (5, 6, 70, 80), "object"),
+    )
+    assert second.captions == ("the blue sea",)
+    assert first.split == "train"
+    assert done.count("line")["kept"] == 5
+
+
+@pytest.mark.parametrize(
+    ("box_format", "box_unit", "box"),
+    [
+        ("xyxy", "px", [16, 9, 80, 72]),
+        ("xywh", "px", [16, 9, 64, 63]),
+        ("cxcywh", "px", [48, 40.5, 64, 63]),
+        ("xyxy", "fraction", [0.1, 0.1, 0.5, 0.8]),
+        ("xywh", "fraction", [0.1, 0.1, 0.4, 0.7]),
+        ("cxcywh", "fraction", [0.3, 0.45, 0.4, 0.7]),
+    ],
+)
+def test_box_formats_and_units_mean_the_same_box(
+    convert: Any, box_format: str, box_unit: str, box: list[float]
+) -> None:
+    done = convert(
+        [{"image": "ok.jpg", "text": "a dog", "box": box}], box_format=box_format, box_unit=box_unit
+    )
+    assert done.records[0].regions[0].box_xyxy_px == pytest.approx((16, 9, 80, 72))
+
+
+def test_fractions_may_pass_the_edge_by_rounding_only(convert: Any) -> None:
+    lines = [
+        {"image": "ok.jpg", "text": "a", "box": [0.7, 0, 0.3 + 1e-9, 1]},
+        {"image": "ok.jpg", "text": "b", "box": [0.5, 0, 0.51, 1]},
+    ]
+    done = convert(lines, box_format="xywh", box_unit="fraction")
+    assert done.records[0].regions[0].box_xyxy_px[2] == 160
+    assert done.dropped("region") == {"box outside the picture": 1}
+
+
+def test_whole_records_are_taken_as_they_are(convert: Any) -> None:
+    record = {
+        "id": "r1",
+        "image": "ok.jpg",
+        "width": 160,
+        "height": 90,
+        "captions": ["a beach"],
+        "regions": [
+            {"text": "a dog", "box_xyxy_px": [1, 2, 30, 40], "kind": "attribute"},
+            {"text": "a cat", "box": [0.5, 0.5, 1, 1]},
+            {"text": "a cow", "box_xyxy_px": [1, 2, 30, 400]},
+            {"text": "a cow", "box_xyxy_px": [1, 2, 30, 40], "kind": "cow"},
+            "a cow",
+        ],
+        "absent": ["a plane", ""],
+        "questions": [
+            {"id": "q", "question": "how many dogs?", "answers": [{"answer": "2", "weight": 0.5}]},
+            {"question": "what?", "answers": ["sea"]},
+            {"question": "why?", "answers": [{"answer": "x", "weight": 7}]},
+            3,
+        ],
+        "split": "val",
+        "source": "mine",
+        "meta": {"page": 7},
+    }
+    done = convert([record], box_unit="fraction")
+    [only] = done.records
+    assert only.id == "r1"
+    assert only.regions == (
+        Region("a dog", (1, 2, 30, 40), "attribute"),
+        Region("a cat", (80, 45, 160, 90), "phrase"),
+    )
+    assert only.absent == ("a plane",)
+    assert only.questions == (
+        Question("q", "how many dogs?", (Answer("2", 0.5),)),
+        Question("", "what?", (Answer("sea", 1.0),)),
+    )
+    assert (only.split, only.source, only.meta) == ("val", "mine", {"page": 7})
+    assert done.dropped("region") == {
+        "box outside the picture": 1,
+        "malformed region": 1,
+        "unknown region kind": 1,
+    }
+    assert done.dropped("question") == {"malformed answers": 1, "malformed question": 1}
+    assert done.dropped("absent") == {"empty text": 1}
+
+
+def test_a_store_can_be_prepared_again_from_its_own_records(convert: Any, tmp_path: Path) -> None:
+    first = convert(
+        [
+            {"image": "ok.jpg", "text": "a red dog", "box": [1, 2, 30, 40]},
+            {"image": "other.png", "text": "the blue sea", "split": "val"},
+        ]
+    )
+    again = convert((tmp_path / "store-0" / "records-00000.jsonl").read_bytes())
+    assert again.records == first.records
+
+
+def test_pairs_of_pictures_with_a_statement(convert: Any) -> None:
+    pair = {"id": "p", "images": ["ok.jpg", "other.png"]}
+    done = convert(
+        [
+            {**pair, "statement": {"text": "both are red", "label": False}},
+            {**pair, "id": "q", "images": ["ok.jpg", "none.png"], "statement": {"text": "a"}},
+            {**pair, "id": "r", "statement": {"text": "...", "label": True}},
+            {**pair, "id": "s", "statement": {"text": "a", "label": "yes"}},
+            {
+                **pair,
+                "id": "t",
+                "image": "ok.jpg",
+                "images": ["ok.jpg"],
+                "statement": {"text": "a"},
+            },
+        ]
+    )
+    [only] = done.records
+    assert only.images == ("ok.jpg", "other.png")
+    assert only.statement == Statement("both are red", False)
+    assert done.dropped("pair") == {"missing": 1, "empty text": 1}
+    assert done.dropped("line") == {"malformed statement": 2}
+
+
+def test_the_same_record_id_twice_is_refused(convert: Any) -> None:
+    line = {"id": "r", "image": "ok.jpg", "captions": ["a dog"]}
+    with pytest.raises(DataError, match="records with the same id: r"):
+        convert([line, {**line, "image": "other.png"}])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{broken", "not JSON"),
+        ('{"image": "ok.jpg", "text": "a', "not JSON"),
+        ("[1, 2]", "not an object"),
+        ('"text"', "not an object"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"image": "ok.jpg", "text": "a", "text": "b"}', "repeated key"),
+        ('{"text": "a dog"}', "no image"),
+        ('{"image": 3, "text": "a dog"}', "no image"),
+        ('{"images": ["a", "b", "c"], "captions": ["a dog"]}', "no image"),
+        ('{"image": "ok.jpg", "text": "a", "width": "160", "height": 90}', "malformed size"),
+        ('{"image": "ok.jpg", "text": "a", "split": 1}', "malformed split"),
+        ('{"id": [], "image": "ok.jpg", "captions": ["a"]}', "malformed id"),
+        ('{"image": "ok.jpg", "text": "a", "split": "\\ud800"}', "not Unicode"),
+    ],
+)
+def test_a_broken_line_is_listed_with_its_number(convert: Any, line: str, reason: str) -> None:
+    good = {"image": "ok.jpg", "text": "a dog"}
+    done = convert([good, "", line, good])
+    assert done.lost("line") == {"mine.jsonl:3": reason}
+    assert done.records[0].captions == ("a dog", "a dog")
+
+
+def test_a_line_that_is_not_utf8_is_dropped_alone(convert: Any) -> None:
+    good = b'{"image": "ok.jpg", "text": "a dog"}\n'
+    done = convert(good + b'{"image": "ok.jpg", "text": "caf\xe9"}\n' + good)
+    assert done.lost("line") == {"mine.jsonl:2": "not UTF-8"}
+
+
+def test_byte_order_mark_and_crlf_are_no_part_of_anything(convert: Any) -> None:
+    line = '{"image": "ok.jpg", "text": "a dog"}\r\n'
+    done = convert(b"\xef\xbb\xbf" + (line * 2).encode())
+    assert done.records[0].captions == ("a dog", "a dog")
+    assert done.count("line") == {"read": 2, "kept": 2, "dropped": {}, "repaired": {}}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_another_encoding_is_named(convert: Any, encoding: str) -> None:
+    with pytest.raises(DataError, match=f"is {encoding.upper()}, not UTF-8"):
+        convert('{"image": "ok.jpg", "text": "a dog"}\n'.encode(encoding))
+
+
+def test_odd_texts_are_cleaned_or_dropped(convert: Any) -> None:
+    values: list[object] = [
+        "",
+        "...",
+        "\u200b",
+        None,
+        17,
+        [],
+        ["a man", ""],
+        "lone \ud800 surrogate",
+        "word " * 10_000,
+        "a\tman\non\r\na moped",
+    ]
+    lines: list[Any] = [{"image": "ok.jpg", "caption": value} for value in values]
+    done = convert([*lines, {"image": "ok.jpg"}])
+    assert done.dropped("caption") == {"empty text": 4, "text malformed": 2, "no text": 2}
+    assert [text[:30] for text in done.records[0].captions] == [
+        "a man",
+        "lone \ufffd surrogate",
+        "word word word word word word ",
+        "a man on a moped",
+    ]
+
+
+def test_texts_of_a_lost_picture_are_each_counted(convert: Any) -> None:
+    good = {"image": "ok.jpg", "text": "a dog"}
+    lost = [
+        {"image": "none.jpg", "text": "a dog", "box": [1, 2, 3, 4]},
+        {"image": "none.jpg", "caption": ["a", "b"]},
+        {"image": "cut.jpg", "text": "a dog"},
+    ]
+    done = convert([good, *lost])
+    assert done.lost("picture") == {"none.jpg": "missing", "cut.jpg": "truncated image"}
+    assert done.dropped("caption") == {"picture: missing": 2, "picture: truncated image": 1}
+    assert done.dropped("region") == {"picture: missing": 1}
+
+
+def test_a_box_that_is_null_is_no_caption(convert: Any) -> None:
+    good = {"image": "ok.jpg", "text": "a dog"}
+    done = convert([good, {"image": "ok.jpg", "text": "left dog", "box": None}])
+    assert done.records[0].captions == ("a dog",)
+    assert done.dropped("region") == {"box malformed": 1}
+
+
+def test_lines_that_contradict_the_first_of_their_picture_are_dropped(convert: Any) -> None:
+    done = convert(
+        [
+            {"image": "ok.jpg", "text": "a", "width": 160, "height": 90, "split": "val"},
+            {"image": "ok.jpg", "text": "b", "width": 320, "height": 180},
+            {"image": "ok.jpg", "text": "c", "split": "train"},
+            {"image": "ok.jpg", "text": "d"},
+        ]
+    )
+    assert done.records[0].captions == ("a", "d")
+    assert done.records[0].split == "val"
+    assert list(done.lost("line")) == ["mine.jsonl:2", "mine.jsonl:3"]
+
+
+def test_paths_never_leave_the_image_root(convert: Any, pictures: Path) -> None:
+    (pictures / "link.jpg").symlink_to("/etc/passwd")
+    (pictures / "up").symlink_to("..")
+    shutil.copy(pictures / "ok.jpg", pictures.parent / "out.jpg")
+    reasons = {
+        "../out.jpg": "outside the image root",
+        "sub/../../out.jpg": "outside the image root",
+        "..\\out.jpg": "outside the image root",
+        "link.jpg": "outside the image root",
+        "up/out.jpg": "outside the image root",
+        str(pictures / "ok.jpg"): "absolute path",
+        "C:\\ok.jpg": "absolute path",
+        "file:///etc/passwd": "a URL",
+        "http://127.0.0.1:1/x.jpg": "a URL",
+        "": "not a file name",
+        ".": "not a file name",
+        "ok.jpg\u0000.png": "not a file name",
+        "ok.jpg\n": "not a file name",
+        "\ud800.jpg": "not a file name",
+        "~/ok.jpg": "missing",
+    }
+    done = convert([{"image": name, "text": "a dog"} for name in [*reasons, "ok.jpg"]])
+    assert [r.id for r in done.records] == ["ok.jpg"]
+    found = [x["reason"] for x in done.ledger if x["item"] == "picture"]
+    assert found == list(reasons.values())
+
+
+def test_many_pictures_over_many_files(tmp_path: Path, pictures: Path, prepare_store: Any) -> None:
+    for i in range(1500):
+        os.link(pictures / "ok.jpg", pictures / f"{i}.jpg")
+    files = []
+    for part in range(2):
+        files.append(tmp_path / f"{part}.jsonl")
+        lines = [json.dumps({"image": f"{i}.jpg", "text": f"{part} {i}"}) for i in range(1500)]
+        files[-1].write_text("\n".join(lines) + "\n")
+    told: list[tuple[int, int | None]] = []
+    done = prepare_store(
+        "jsonl",
+        {"annotations": files, "images": pictures},
+        progress=lambda n, total, what: told.append((n, total)),
+    )
+    assert [r.captions for r in done.records] == [(f"0 {i}", f"1 {i}") for i in range(1500)]
+    assert told[-1] == (1500, 1500)
+
+
+def test_options_that_are_wrong_are_refused(convert: Any, tmp_path: Path) -> None:
+    good = [{"image": "ok.jpg", "text": "a dog"}]
+    with pytest.raises(UsageError, match="--box-format 'yxyx' is none of xyxy, xywh, cxcywh"):
+        convert(good, box_format="yxyx")
+    with pytest.raises(DataError, match="there is no folder"):
+        convert(good, images=tmp_path / "none")
+    with pytest.raises(DataError, match="cannot read"):
+        convert(good, annotations=[tmp_path / "none.jsonl"])
+
+
+# The agreed samples
+
+
+def test_hostile_lines_of_the_sample(shared: Path, tmp_path: Path, prepare_store: Prepare) -> None:
+    hostile = tmp_path / "hostile"
+    shutil.copytree(shared / "data" / "hostile", hostile)
+    hostile.chmod(0o755)
+    (hostile / "link_out.jpg").symlink_to("/etc/passwd")
+
+    def run(name: str) -> Prepared:
+        return prepare_store("jsonl", {"annotations": [hostile / name], "images": hostile})
+
+    done = run("captions_odd.jsonl")
+    lost = {int(id.rpartition(":")[2]) for id in done.lost("caption")}
+    assert lost == {1, 2, 3, 4, 6, 14, 15, 16, 17, 18}  # 17: its empty text only
+    assert done.count("caption")["kept"] == 9
+    done = run("path_traversal.jsonl")
+    assert done.count("picture")["kept"] == 1
+    assert [x["reason"] for x in done.ledger if x["id"] == "link_out.jpg"] == [
+        "outside the image root"
+    ]
+    assert run("truncated.jsonl").lost("line") == {"truncated.jsonl:6": "not JSON"}
+    assert list(run("middle_broken.jsonl").lost("line")) == [
+        f"middle_broken.jsonl:{n}" for n in (2, 5, 6)
+    ]
+    assert run("bom_crlf.jsonl").count("caption")["kept"] == 5
+    with pytest.raises(DataError, match="is UTF-16, not UTF-8"):
+        run("utf16.jsonl")
+
+
+def test_hostile_pictures_of_the_sample(
+    shared: Path, tmp_path: Path, prepare_store: Prepare
+) -> None:
+    hostile = shared / "data" / "hostile"
+    names = sorted(p.name for p in hostile.iterdir() if p.suffix in (".jpg", ".png", ".gif"))
+    path = tmp_path / "all.jsonl"
+    path.write_text("\n".join(json.dumps({"image": name, "text": "a dog"}) for name in names))
+    done = prepare_store("jsonl", {"annotations": [path], "images": hostile})
+    assert done.lost("picture") == {
+        "zero_byte.jpg": "empty file",
+        "truncated.jpg": "truncated image",
+        "bomb_30000x30000.png": "too large",
+        "html_page.jpg": "not an image",
+    }
+    assert len(done.records) == 8
