@@ -405,6 +405,8 @@ def test_checkpoints_of_other_official_models_are_named(model):
 def test_another_architecture_has_no_place_in_the_official_format():
     with pytest.raises(CheckpointError, match=r"vision\.kind is vit, not swin"):
         to_official(on_meta(tiny()).state_dict(), tiny())
+    with pytest.raises(CheckpointError, match=r"text\.norm_first is on"):
+        from_official({}, ModelConfig(text=TextConfig(norm_first=True)))
     vision = VisionConfig(image_size=256, window_size=7)
     with pytest.raises(CheckpointError, match="no multiple of the window"):
         from_official({}, ModelConfig(vision=vision))

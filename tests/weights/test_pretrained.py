@@ -419,12 +419,14 @@ def test_missing_and_unexpected_tensors_are_named(tmp_path, bert):
     del state["bert.encoder.layer.3.output.dense.bias"]
     del state["cls.predictions.transform.dense.bias"]
     state["classifier.weight"] = torch.zeros(1)
+    state["cls.predictions.other"] = torch.zeros(1)
     with pytest.raises(CheckpointError) as caught:
         load_text(new_model(), write_folder(tmp_path, bert, state))
     assert set(caught.value.details) == {
         "missing: text.layers.3.mlp.fc2.bias",
         "missing: text.lm_head.dense.bias",
         "unexpected: classifier.weight",
+        "unexpected: cls.predictions.other",
     }
 
 

@@ -148,7 +148,7 @@ def load_text(
     for name, (key, _) in named.items():
         if name in used:
             continue
-        if name.startswith("cls.predictions."):
+        if model.text.lm_head is None and name.startswith("cls.predictions."):
             dropped.append(Note(key, "this model carries no language head"))
         elif layers is not None and name.startswith("bert.encoder.layer."):
             dropped.append(Note(key, "not among the layers asked for"))
