@@ -16,6 +16,7 @@ from xvlm_core.config.schema import Recipe
 from xvlm_core.data.batches import GroundingBatch
 from xvlm_core.data.feeds import GroundingFeed
 from xvlm_core.data.samples import SampleMaker
+from xvlm_core.errors import ConfigError
 from xvlm_core.models.sizes import Head
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.objectives.box import box_losses
@@ -30,9 +31,11 @@ from xvlm_core.tasks.building import (
     start_from_checkpoint,
     tokenizer_of,
 )
+from xvlm_core.weights import official as official_weights
 from xvlm_core.weights.folder import ModelInfo, load_weights, save_model_folder
 
 HEADS: tuple[Head, ...] = ("matching", "box")
+LOSSES = ("matching", "box_l1", "box_giou")
 
 
 class GroundingTask:
@@ -41,7 +44,12 @@ class GroundingTask:
     name = "grounding"
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
-        assert recipe.data.regions is not None
+        if recipe.data.regions is None:
+            raise ConfigError(
+                "grounding learns from regions: the recipe has no data.regions",
+                where="data.regions",
+                try_="data.regions.stores=[...] (xvlm ls stores shows those that are there)",
+            )
         self.recipe = recipe
         self.start_from = start_from
         self.tokenizer = tokenizer_of(recipe, start_from)
@@ -72,6 +80,10 @@ class GroundingTask:
         assert isinstance(model, XVLM)
         load_weights(model, folder)
 
+    def official_name(self, name: str) -> str:
+        """What the released code calls a parameter (its weight decay goes by names)."""
+        return official_weights.official_name(name)
+
     def info(self) -> ModelInfo:
         """What the model folder says of the model."""
         names = dict.fromkeys(f"{store.name} ({store.manifest.source})" for store in self.stores)
@@ -96,22 +108,28 @@ class GroundingTask:
         """Box losses of the phrases that are there; matching over all phrases."""
         assert isinstance(model, XVLM)
         assert isinstance(batch, GroundingBatch)
-        chosen = self.recipe.losses
+        weights = {
+            name: loss.weight
+            for name, loss in self.recipe.losses
+            if name in LOSSES and loss.weight > 0 and moment.progress >= loss.start
+        }
+        counts = {**batch.counts, "absent": int((~batch.present_B).sum())}
+        if not weights:
+            return Losses({}, weights, counts)
         patches_IPS = model.encode_pictures(batch.pictures_ICHW)
         states = model.encode_texts(batch.texts)
         views = model.whole(batch.n_pictures)
         first_BD = model.fuse(states, patches_IPS, views, batch.picture_of_text_B).first()
-        box = box_losses(
-            model.boxes(first_BD[batch.present_B]), batch.boxes_cxcywh_B4[batch.present_B]
-        )
-        parts = {"box_l1": box.l1, "box_giou": box.giou}
-        weights = {"box_l1": chosen.box_l1.weight, "box_giou": chosen.box_giou.weight}
-        if chosen.matching.weight > 0 and moment.progress >= chosen.matching.start:
+        parts = {}
+        if {"box_l1", "box_giou"} & set(weights):
+            box = box_losses(
+                model.boxes(first_BD[batch.present_B]), batch.boxes_cxcywh_B4[batch.present_B]
+            )
+            parts = {"box_l1": box.l1, "box_giou": box.giou}
+        if "matching" in weights:
             label_B = batch.present_B.to(torch.int64)
             parts["matching"] = matching_loss(model.match_logits(first_BD), label_B)
-            weights["matching"] = chosen.matching.weight
-        absent = int((~batch.present_B).sum())
-        return Losses(parts, weights, {"absent": absent})
+        return Losses({n: v for n, v in parts.items() if n in weights}, weights, counts)
 
     # ------------------------------------------------------------------ validation
 

@@ -28,6 +28,7 @@ from xvlm_core.tasks.building import (
     tokenizer_of,
 )
 from xvlm_core.tasks.pretrain_forward import Wanted, pretrain_forward
+from xvlm_core.weights import official as official_weights
 from xvlm_core.weights.folder import ModelInfo, load_weights, save_model_folder
 
 
@@ -68,6 +69,10 @@ class PretrainTask:
         """Load a checkpoint of this very task (resume)."""
         assert isinstance(model, XVLM)
         load_weights(model, folder)
+
+    def official_name(self, name: str) -> str:
+        """What the released code calls a parameter (its weight decay goes by names)."""
+        return official_weights.official_name(name)
 
     def info(self) -> ModelInfo:
         """What the model folder says of the model."""
@@ -131,7 +136,7 @@ class PretrainTask:
         if boxes_cxcywh is not None and targets_cxcywh is not None and len(boxes_cxcywh):
             box = box_losses(boxes_cxcywh, targets_cxcywh)
             parts |= {"box_l1": box.l1, "box_giou": box.giou}
-        counts = {"rows_without_negative": out.rows_without_negative}
+        counts = {**batch.counts, "rows_without_negative": out.rows_without_negative}
         return Losses({n: v for n, v in parts.items() if n in weights}, weights, counts)
 
     # ------------------------------------------------------------------ validation
