@@ -168,6 +168,12 @@ def test_any_phrase_can_be_drawn(phrase: str) -> None:
     assert pixels(drawn, colour_of(0)).any()
 
 
+def test_line_breaks_and_invisible_characters_of_a_phrase_are_not_drawn() -> None:
+    box = (20, 20, 90, 90)
+    drawn = annotate(blank(400, 300), [found("a\nb\t\u200bc", box)])
+    assert drawn.tobytes() == annotate(blank(400, 300), [found("a b c", box)]).tobytes()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2000, 3), (3, 2000), (4097, 30)])
 def test_pictures_of_any_shape_can_be_drawn_on(size: tuple[int, int]) -> None:
     drawn = annotate(blank(*size), [found("red circle", (0, 0, *size), p) for p in (0.2, 0.9)])

@@ -118,9 +118,10 @@ def test_each_picture_is_encoded_once_for_all_its_phrases(predictor: Predictor) 
     )
     try:
         predictor.ground_many([(picture(20, 20, i), PHRASES) for i in range(5)], batch_size=2)
+        predictor.ground_many([(picture(20, 20), []), (picture(20, 20), PHRASES)])
     finally:
         handle.remove()
-    assert seen == [2, 2, 1]
+    assert seen == [2, 2, 1, 1]  # and one without phrases not at all
 
 
 def test_pictures_are_read_only_when_their_batch_comes(predictor: Predictor) -> None:
