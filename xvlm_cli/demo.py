@@ -205,7 +205,7 @@ def _evaluate(predictor: Predictor, store: Store, split: str) -> Scores:
         predictions = [
             answer
             for batch in evaluation.batches()
-            for answer in grounding_eval.predict(predictor.model, batch)
+            for answer in grounding_eval.predict(predictor.model, batch.to(predictor.device))
         ]
     return grounding_eval.score(predictions, split)
 
