@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xvlm_core.objectives.box import box_losses, cxcywh_to_xyxy, generalised_iou
+from xvlm_core.objectives.box import (
+    OtherBoxes,
+    box_losses,
+    cxcywh_to_xyxy,
+    generalised_iou,
+    nearest_targets,
+)
 from xvlm_core.objectives.contrastive import contrastive_loss, scale_gradient, similarity
 from xvlm_core.objectives.masked_lm import masked_lm_loss
 from xvlm_core.objectives.matching import draw_negatives, matching_loss, negative_weights
@@ -147,3 +153,18 @@ def test_box_losses_are_means_over_boxes_of_sums_over_coordinates() -> None:
     assert losses.giou.item() == pytest.approx((1 - giou) / 2, rel=1e-5)
     none = box_losses(predicted[:0], target[:0])
     assert none.l1.item() == 0 == none.giou.item()
+
+
+def test_a_text_that_fits_several_boxes_is_drawn_to_the_nearest_one() -> None:
+    predicted = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2]])
+    target = torch.tensor([[0.9, 0.9, 0.1, 0.1], [0.7, 0.8, 0.1, 0.1], [0.1, 0.1, 0.2, 0.2]])
+    others = OtherBoxes(
+        torch.tensor([[0.3, 0.2, 0.1, 0.1], [0.25, 0.2, 0.1, 0.1], [0.2, 0.8, 0.1, 0.1]]),
+        torch.tensor([0, 0, 1]),
+    )
+    nearest = nearest_targets(predicted, target, others)
+    assert nearest[0].tolist() == pytest.approx([0.25, 0.2, 0.1, 0.1])
+    assert nearest[1].tolist() == pytest.approx([0.7, 0.8, 0.1, 0.1])
+    assert nearest[2].tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2])
+    none = OtherBoxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert torch.equal(nearest_targets(predicted, target, none), target)

@@ -58,3 +58,42 @@ def box_losses(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> BoxLosses:
     l1 = (boxes_cxcywh - targets_cxcywh).abs().sum() / n
     giou = generalised_iou(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(targets_cxcywh))
     return BoxLosses(l1, (1 - giou).sum() / n)
+
+
+@dataclass(frozen=True)
+class OtherBoxes:
+    """Further boxes that a text fits as well: "person" where there are three.
+
+    Attributes:
+        boxes_cxcywh_K4: fractions.
+        text_K: the text each belongs to, int64, among the N texts of the loss.
+    """
+
+    boxes_cxcywh_K4: Tensor
+    text_K: Tensor
+
+
+def nearest_targets(boxes_cxcywh: Tensor, targets_cxcywh: Tensor, others: OtherBoxes) -> Tensor:
+    """For each prediction the nearest of the boxes that its text fits, ``(N, 4)``.
+
+    A label that fits several things has no single box; with a fixed one among them the best answer
+    would be their average, which fits none. Near is L1 + 1 - GIoU, the loss itself. No gradient
+    flows through the choice.
+
+    Args:
+        boxes_cxcywh: predictions, ``(N, 4)``.
+        targets_cxcywh: one true box of each text, ``(N, 4)``.
+        others: the other boxes that fit.
+    """
+    with torch.no_grad():
+        n = len(targets_cxcywh)
+        candidates = torch.cat([targets_cxcywh, others.boxes_cxcywh_K4])
+        text = torch.cat([torch.arange(n, device=others.text_K.device), others.text_K])
+        predicted = boxes_cxcywh.float()[text]
+        cost = (predicted - candidates).abs().sum(1)
+        cost = cost - generalised_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(candidates))
+        # rows by text, then by cost: the first row of each text is its nearest box
+        order = cost.argsort(stable=True)
+        order = order[text[order].argsort(stable=True)]
+        first = torch.searchsorted(text[order], torch.arange(n, device=text.device))
+        return candidates[order[first]]
