@@ -42,6 +42,7 @@ class PretrainBatch:
         picture_of_absent_A: their pictures.
         record_ids: of the I pictures.
         dropped: samples left out while the batch was made, by reason.
+        counts: what was done to the texts (cut tokens, empty texts), for the log.
     """
 
     pictures_ICHW: Tensor
@@ -58,6 +59,7 @@ class PretrainBatch:
     picture_of_absent_A: Tensor | None = None
     record_ids: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_pictures(self) -> int:
@@ -82,7 +84,8 @@ class GroundingBatch:
         boxes_cxcywh_B4: box of each phrase as fractions (absent: zeros, not used).
         items: for evaluation, what each phrase is: see :class:`GroundingItem`.
         record_ids: of the I pictures.
-        dropped: samples left out while the batch was made, by reason.
+        dropped: samples (in evaluation: phrases) left out while the batch was made, by reason.
+        counts: what was done to the texts (cut tokens, empty texts), for the log.
     """
 
     pictures_ICHW: Tensor
@@ -93,6 +96,7 @@ class GroundingBatch:
     items: tuple[GroundingItem, ...] = ()
     record_ids: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_pictures(self) -> int:

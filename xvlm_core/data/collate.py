@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xvlm_core.data import augment
@@ -28,31 +29,52 @@ def fraction_cxcywh(box_xyxy_px: BoxXYXY, side: int) -> tuple[float, float, floa
 
 
 def excluded_pairs(
-    texts: Sequence[SampleText], picture_of_text: Sequence[int], *, compat_official: bool
+    texts: Sequence[SampleText],
+    picture_of_text: Sequence[int],
+    record_of_text: Sequence[str],
+    *,
+    compat_official: bool,
 ) -> Tensor:
     """Pairs that are no negatives, ``(B, B)`` bool, the diagonal included.
 
-    Ours: the same words, or the same patches of the same picture. Official: the diagonal only.
+    Ours: the same words, or the same patches of the same picture (a box over all patches is the
+    whole picture). Official: the diagonal only.
+
+    Args:
+        texts: B texts.
+        picture_of_text: number of the picture of each; one picture in two crops has two numbers.
+        record_of_text: the record of each: texts about the whole of one record fit each other
+            whatever the crop.
+        compat_official: see above.
     """
     n = len(texts)
     excluded = np.eye(n, dtype=bool)
     if not compat_official:
         words = [text.words for text in texts]
         concept = [
-            (picture, None if text.mask_P is None else text.mask_P.tobytes())
+            (picture, b"" if text.mask_P is None or text.mask_P.all() else text.mask_P.tobytes())
             for text, picture in zip(texts, picture_of_text, strict=True)
         ]
         for keys in (words, concept):
-            numbers: dict[object, int] = {}
-            group = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-            excluded |= group[:, None] == group[None, :]
+            excluded |= _equal(keys)
+        caption = np.array([text.mask_P is None for text in texts])
+        excluded |= _equal(record_of_text) & caption[:, None] & caption[None, :]
     return torch.from_numpy(excluded)
+
+
+def _equal(keys: Sequence[object]) -> NDArray[np.bool_]:
+    """Which keys are equal, ``(B, B)``."""
+    numbers: dict[object, int] = {}
+    group = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+    equal: NDArray[np.bool_] = group[:, None] == group[None, :]
+    return equal
 
 
 def pretrain_batch(
     samples: Sequence[Sample],
     *,
     batch_texts: int | None = None,
+    always: int = 0,
     rng: np.random.Generator | None = None,
     dropped: Mapping[str, int] | None = None,
     compat_official: bool = False,
@@ -63,13 +85,18 @@ def pretrain_batch(
         samples: at least one.
         batch_texts: keep at most this many texts, drawn at random (pictures stay). Under
             ``compat_official`` exactly this many: missing ones are repeats, as released.
-        rng: for that draw.
+        always: the texts of the first so many samples stay, and do not count in ``batch_texts``
+            (captions of a joint batch).
+        rng: for that draw; needed where ``batch_texts`` is given.
         dropped: samples left out so far, by reason.
         compat_official: see above and :func:`excluded_pairs`.
     """
     pairs = [(i, text) for i, sample in enumerate(samples) for text in sample.texts]
-    if batch_texts is not None and rng is not None:
-        pairs = _resampled(pairs, batch_texts, rng, repeat=compat_official)
+    if batch_texts is not None:
+        assert rng is not None, "drawing texts needs a generator"
+        stay = [pair for pair in pairs if pair[0] < always]
+        rest = [pair for pair in pairs if pair[0] >= always]
+        pairs = stay + (_resampled(rest, batch_texts, rng, repeat=compat_official) if rest else [])
     texts = [text for _, text in pairs]
     picture_of_text = [i for i, _ in pairs]
     side = samples[0].picture.shape[0]
@@ -92,7 +119,12 @@ def pretrain_batch(
             ]
         ),
         is_region_B=torch.tensor([t.box_xyxy_px is not None for t in texts]),
-        excluded_BB=excluded_pairs(texts, picture_of_text, compat_official=compat_official),
+        excluded_BB=excluded_pairs(
+            texts,
+            picture_of_text,
+            [samples[i].record_id for i in picture_of_text],
+            compat_official=compat_official,
+        ),
         masked=masked,
         masked_token_M=torch.tensor(token, dtype=torch.int64),
         masked_label_M=torch.tensor(label, dtype=torch.int64),
@@ -100,7 +132,16 @@ def pretrain_batch(
         picture_of_absent_A=torch.tensor([i for i, _ in absent]) if absent else None,
         record_ids=tuple(sample.record_id for sample in samples),
         dropped=dict(dropped or {}),
+        counts=_counts(samples),
     )
+
+
+def _counts(samples: Sequence[Sample]) -> dict[str, int]:
+    counts = {
+        "cut_tokens": sum(sample.cut for sample in samples),
+        "empty_texts": sum(sample.empty for sample in samples),
+    }
+    return {name: n for name, n in counts.items() if n}
 
 
 def _masks(texts: Sequence[SampleText]) -> Tensor | None:
@@ -172,4 +213,5 @@ def grounding_batch(
         boxes_cxcywh_B4=torch.tensor(boxes),
         record_ids=tuple(sample.record_id for sample in samples),
         dropped=dict(dropped or {}),
+        counts=_counts(samples),
     )

@@ -24,6 +24,9 @@ from xvlm_core.errors import DataError
 
 Make = Callable[[Record, Path, int], Sample]
 
+_MOST_EMPTY_STEPS = 16
+"""Steps without any usable sample after which a run gives up."""
+
 
 class StoreStream:
     """A stream over the training split of some stores, as samples."""
@@ -49,21 +52,30 @@ class StoreStream:
         return self.stream.steps_per_epoch
 
     def samples(self, step: int, make: Make) -> tuple[list[Sample], Counter[str]]:
-        """The samples of a step, and those left out by reason."""
-        samples: list[Sample] = []
+        """The samples of a step, and those left out by reason.
+
+        Where a step has no usable sample at all, those of the steps after it serve: in a long run
+        over data with some bad records that happens, and is no reason to stop.
+
+        Raises:
+            DataError: nothing usable there either.
+        """
         dropped: Counter[str] = Counter()
-        for place in self.stream.places(step):
-            try:
-                samples.append(self._sample(place, make))
-            except (PictureError, SampleProblem) as problem:
-                dropped[problem.reason] += 1
-        if not samples:
-            raise DataError(
-                f"no usable sample in step {step}: {dict(dropped)}",
-                where=", ".join(store.name for store in self.stores),
-                try_="xvlm validate STORE  (lists the pictures that cannot be read)",
-            )
-        return samples, dropped
+        for later in range(step, step + _MOST_EMPTY_STEPS):
+            samples: list[Sample] = []
+            for place in self.stream.places(later):
+                try:
+                    samples.append(self._sample(place, make))
+                except (PictureError, SampleProblem) as problem:
+                    dropped[problem.reason] += 1
+            if samples:
+                return samples, dropped
+        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common())
+        raise DataError(
+            f"no usable sample from step {step} on: {reasons}",
+            where=", ".join(str(store.folder) for store in self.stores),
+            try_=f"xvlm validate {self.stores[0].folder}",
+        )
 
     def _sample(self, place: Place, make: Make) -> Sample:
         store = self.stores[place.store]
@@ -101,12 +113,9 @@ class PretrainFeed:
     @property
     def steps_per_epoch(self) -> int:
         """Steps that make one pass over the pictures with captions (or regions, without them)."""
-        data = self.recipe.data
-        if data.size is not None and data.images is not None:
-            return -(-data.size // data.images.batch_size)
         stream = self.images or self.regions
         assert stream is not None
-        return stream.steps_per_epoch
+        return _steps_per_epoch(self.recipe, stream)
 
     def batches(self, step: int) -> tuple[PretrainBatch, ...]:
         """The updates of step 1, 2, ..."""
@@ -114,15 +123,22 @@ class PretrainFeed:
         if data.mix == "joint":
             samples: list[Sample] = []
             dropped: Counter[str] = Counter()
-            for stream, make in (
-                (self.images, self.maker.of_caption),
-                (self.regions, self.maker.of_regions),
-            ):
-                if stream is not None:
-                    some, lost = stream.samples(step, make)
-                    samples += some
-                    dropped += lost
-            return (pretrain_batch(samples, dropped=dropped, compat_official=compat),)
+            if self.images is not None:
+                samples, dropped = self.images.samples(step, self.maker.of_caption)
+            captions = len(samples)
+            if self.regions is not None:
+                some, lost = self.regions.samples(step, self.maker.of_regions)
+                samples += some
+                dropped += lost
+            batch = pretrain_batch(
+                samples,
+                batch_texts=None if data.regions is None else data.regions.batch_texts,
+                always=captions,
+                rng=self._texts_generator(step),
+                dropped=dropped,
+                compat_official=compat,
+            )
+            return (batch,)
         updates = []
         if self.regions is not None and data.regions is not None:
             wanted = coin(self.recipe.seed, step, "regions") < data.regions.iter_perc
@@ -132,7 +148,7 @@ class PretrainFeed:
                     pretrain_batch(
                         samples,
                         batch_texts=data.regions.batch_texts,
-                        rng=augment.generator(self.recipe.seed, step, "batch", "texts"),
+                        rng=self._texts_generator(step),
                         dropped=dropped,
                         compat_official=compat,
                     )
@@ -141,6 +157,9 @@ class PretrainFeed:
             samples, dropped = self.images.samples(step, self.maker.of_caption)
             updates.append(pretrain_batch(samples, dropped=dropped, compat_official=compat))
         return tuple(updates)
+
+    def _texts_generator(self, step: int) -> np.random.Generator:
+        return augment.generator(self.recipe.seed, step, "batch", "texts")
 
 
 class GroundingFeed:
@@ -159,7 +178,7 @@ class GroundingFeed:
     @property
     def steps_per_epoch(self) -> int:
         """Steps that make one pass."""
-        return self.stream.steps_per_epoch
+        return _steps_per_epoch(self.recipe, self.stream)
 
     def batches(self, step: int) -> tuple[GroundingBatch, ...]:
         """The update of step 1, 2, ..."""
@@ -168,4 +187,11 @@ class GroundingFeed:
         return (grounding_batch(samples, negatives=self.negatives, rng=rng, dropped=dropped),)
 
     def _make(self, record: Record, path: Path, epoch: int) -> Sample:
-        return self.maker.of_regions(record, path, epoch, mask=False)
+        return self.maker.of_regions(record, path, epoch, mask=False, whole_first=True)
+
+
+def _steps_per_epoch(recipe: Recipe, stream: StoreStream) -> int:
+    """By ``data.size`` where the recipe says it, else by the records that are there."""
+    if recipe.data.size is None:
+        return stream.steps_per_epoch
+    return -(-recipe.data.size // stream.stream.batch_size)

@@ -86,6 +86,7 @@ class SampleText:
         masked: the same with tokens to predict; None where masking was not asked for.
         box_xyxy_px: in the resized picture; None: about the whole picture.
         mask_P: the patches that it is about, bool; None: all.
+        cut: tokens that did not fit.
     """
 
     words: str
@@ -93,6 +94,7 @@ class SampleText:
     masked: MaskedText | None
     box_xyxy_px: BoxXYXY | None = None
     mask_P: NDArray[np.bool_] | None = None
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Sample:
         texts: about the whole or a part.
         absent: texts known not to be in the picture.
         own_words: every cleaned text of the record: none may serve as its negative.
-        cut: tokens cut off at ``max_tokens``.
+        cut: tokens of the texts that did not fit into ``max_tokens``.
+        empty: texts that were drawn although nothing is left of them after cleaning.
     """
 
     record_id: str
@@ -114,6 +117,7 @@ class Sample:
     absent: tuple[SampleText, ...] = ()
     own_words: frozenset[str] = frozenset()
     cut: int = 0
+    empty: int = 0
 
 
 class SampleMaker:
@@ -147,15 +151,31 @@ class SampleMaker:
             )
         else:
             picture = augment.test_picture(image, self.settings.image_size)
-        return Sample(record.id, picture, (text,))
+        return Sample(record.id, picture, (text,), cut=text.cut)
 
     # ------------------------------------------------------------------ regions
 
-    def of_regions(self, record: Record, path: Path, epoch: int, *, mask: bool = True) -> Sample:
+    def of_regions(
+        self,
+        record: Record,
+        path: Path,
+        epoch: int,
+        *,
+        mask: bool = True,
+        whole_first: bool = False,
+    ) -> Sample:
         """Some regions (and a caption), with a crop that carries their boxes.
 
         One region, drawn at random, is wholly inside the crop; the others are kept if enough of
         them is. Texts come in random order until the places are full.
+
+        Args:
+            record: which has regions.
+            path: of its picture.
+            epoch: which pass over the data.
+            mask: draw tokens to predict.
+            whole_first: the region that is wholly inside comes first, so that it has a place
+                whatever ``max_regions`` is (grounding: the named box is never cut).
 
         Raises:
             PictureError: the picture cannot be read.
@@ -167,15 +187,19 @@ class SampleMaker:
             r
             for r in record.regions
             if box_problem(r.box_xyxy_px, record.width, record.height) is None
+            and not (settings.compat_official and _vanishes(r.box_xyxy_px))
         ]
         if not regions:
             raise SampleProblem("no region")
-        keep = regions[int(rng.integers(len(regions)))]
+        kept = int(rng.integers(len(regions)))
         order = rng.permutation(len(regions)).tolist()
+        if whole_first:
+            order.remove(kept)
+            order.insert(0, kept)
         image = read_picture(path)
         if image.size != (record.width, record.height):
             raise SampleProblem("size mismatch")
-        crop = self._crop(image, keep, rng)
+        crop = self._crop(image, regions[kept], rng)
         boxes = [r.box_xyxy_px for r in regions]
         inside = set(self._carry(boxes, crop, flip=False).kept.tolist())
         caption: str | None = None
@@ -183,9 +207,10 @@ class SampleMaker:
             caption = record.captions[int(rng.integers(len(record.captions)))]
         places = settings.max_regions - (caption is not None)
         picked = [index for index in order if index in inside][:places]
-        absent = record.absent
-        if settings.absent and absent:
-            absent = tuple(absent[i] for i in rng.permutation(len(absent))[: settings.absent])
+        absent: tuple[str, ...] = ()
+        if settings.absent and record.absent:
+            drawn = rng.permutation(len(record.absent))[: settings.absent]
+            absent = tuple(record.absent[i] for i in drawn)
         texts = [regions[i].text for i in picked] + [caption or ""] + list(absent)
         flip = bool(rng.random() < 0.5) and settings.augment and self._may_flip(texts)
         if settings.augment:
@@ -198,14 +223,17 @@ class SampleMaker:
         made += [self._text(regions[i].text, rng, tuple(placed[i]), mask=mask) for i in picked]
         chosen = tuple(text for text in made if text is not None)
         if not chosen:
-            raise SampleProblem("empty text")
-        missing = [self._text(text, rng, mask=False) for text in absent] if settings.absent else []
+            raise SampleProblem("empty text" if made else "no region in the crop")
+        missing = [self._text(text, rng, mask=False) for text in absent]
+        not_there = tuple(text for text in missing if text is not None)
         return Sample(
             record.id,
             picture,
             chosen,
-            tuple(text for text in missing if text is not None),
+            not_there,
             self.words_of(record),
+            cut=sum(text.cut for text in (*chosen, *not_there)),
+            empty=len(made) - len(chosen) + len(missing) - len(not_there),
         )
 
     def _crop(self, image: Image.Image, keep: Region, rng: np.random.Generator) -> Crop:
@@ -284,4 +312,10 @@ class SampleMaker:
             x1, y1, x2, y2 = box_xyxy_px
             patch = settings.image_size // settings.grid
             mask_P = patch_mask((x1, y1, x2 - x1, y2 - y1), settings.grid, patch)
-        return SampleText(words, encoded.ids, masked, box_xyxy_px, mask_P)
+        return SampleText(words, encoded.ids, masked, box_xyxy_px, mask_P, encoded.cut)
+
+
+def _vanishes(box_xyxy_px: BoxXYXY) -> bool:
+    """Whether the released code, which cuts sizes to integers, sees no area in a box."""
+    x1, y1, x2, y2 = box_xyxy_px
+    return round(x2 - x1, 6) < 1 or round(y2 - y1, 6) < 1
