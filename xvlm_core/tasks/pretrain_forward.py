@@ -39,7 +39,8 @@ class PretrainOutputs:
         match_logits_R2: rows: B matched; negative concept with own text; own concept with
             negative text (rows without a candidate left out).
         match_label_R: 1 for the B matched rows, then 0.
-        presence_logits_Q2: whole picture with its region texts, then with its absent texts.
+        presence_logits_Q2: whole picture with its region texts, then with its absent texts
+            (where the batch has absent texts and matching is wanted).
         presence_label_Q: 1, then 0.
         token_logits_MV: vocabulary scores of the masked tokens.
         boxes_cxcywh_N4: predictions for the N texts that name a part.
@@ -85,13 +86,16 @@ def pretrain_forward(
         negatives: the hard negatives to use instead of drawing.
         gradient_scale: factor on the gradient of the contrastive features (compat official).
     """
+    with_absent = wanted.matching and batch.absent is not None
+    # texts that look at the whole picture: to be boxed, and to be told from the absent ones
+    boxed = batch.is_region_B.nonzero()[:, 0].tolist() if wanted.box or with_absent else []
+    if not (wanted.contrastive or wanted.matching or wanted.masked_lm or boxed):
+        return PretrainOutputs()
     n_texts = batch.texts.packing.n_texts
     patches_IPS = model.encode_pictures(batch.pictures_ICHW)
     texts = batch.texts
     if wanted.masked_lm:
         texts = texts.join(batch.masked)
-    boxed = batch.is_region_B.nonzero()[:, 0].tolist() if wanted.box else []
-    with_absent = wanted.matching and batch.absent is not None
     first_absent = texts.packing.n_texts
     if with_absent:
         assert batch.absent is not None
@@ -103,11 +107,12 @@ def pretrain_forward(
     if wanted.contrastive or (wanted.matching and negatives is None):
         concept_BE = model.picture_features(patches_IPS, concepts)
         text_BE = model.text_features(states.first()[:n_texts])
-        similarity_BB = similarity(
-            scale_gradient(concept_BE, gradient_scale),
-            scale_gradient(text_BE, gradient_scale),
-            model.temp,
-        )
+        with torch.autocast(concept_BE.device.type, enabled=False):  # float32, also in bf16 runs
+            similarity_BB = similarity(
+                scale_gradient(concept_BE, gradient_scale),
+                scale_gradient(text_BE, gradient_scale),
+                model.temp,
+            )
 
     # rows of the cross encoder: (text, view); views: B concepts, then I whole pictures
     row_text: list[int] = []
