@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, GroundingItem
+from xvlm_core.data.boxes import box_problem
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
@@ -36,6 +38,9 @@ from xvlm_core.tasks.base import Prediction, Score, Scores
 BoxXYXY = tuple[float, float, float, float]
 
 SELECTION = "accuracy@0.5"
+
+MAX_PHRASES = 512
+"""Phrases a batch from which on no further picture joins it: bounds the memory."""
 
 
 class GroundingEvaluation:
@@ -70,7 +75,14 @@ class GroundingEvaluation:
         self.max_words = max_words
         self.max_tokens = max_tokens
         self.batch_pictures = batch_pictures
-        places = [(store, int(i)) for store in stores for i in store.indices(split)]
+        stores = list({store.folder.resolve(): store for store in stores}.values())
+        # records of different stores may have the same id
+        prefixes = [""] if len(stores) == 1 else [f"{n}:{s.name}/" for n, s in enumerate(stores)]
+        places = [
+            (store, prefix, int(i))
+            for store, prefix in zip(stores, prefixes, strict=True)
+            for i in store.indices(split)
+        ]
         self.places = places[:limit]
         self.dropped: Counter[str] = Counter()
         self.examples: list[str] = []
@@ -79,31 +91,42 @@ class GroundingEvaluation:
         """Batches of whole pictures with all their phrases, present and absent."""
         self.dropped.clear()
         self.examples.clear()
-        for start in range(0, len(self.places), self.batch_pictures):
-            pictures: list[np.ndarray] = []
-            rows: list[tuple[int, tuple[int, ...], GroundingItem]] = []
-            ids: list[str] = []
-            for store, index in self.places[start : start + self.batch_pictures]:
-                record = store[index]
-                found = list(self._items(record))
-                if not found:
-                    continue
-                try:
-                    image = read_picture(store.picture_path(record))
-                except PictureError as problem:
-                    self._drop(record.id, problem.reason, len(found))
-                    continue
+        before: Counter[str] = Counter()
+        pictures: list[np.ndarray] = []
+        rows: list[tuple[int, tuple[int, ...], GroundingItem]] = []
+        ids: list[str] = []
+        for number, (store, prefix, index) in enumerate(self.places, start=1):
+            record = store[index]
+            found = list(self._items(record, prefix))
+            image = self._picture(store, record, len(found)) if found else None
+            if image is not None:
                 rows += [(len(pictures), tokens, item) for tokens, item in found]
                 pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
                 ids.append(record.id)
-            if rows:
-                yield self._batch(pictures, rows, ids)
+            full = len(pictures) == self.batch_pictures or len(rows) >= MAX_PHRASES
+            if rows and (full or number == len(self.places)):
+                yield self._batch(pictures, rows, ids, self.dropped - before)
+                before = self.dropped.copy()
+                pictures, rows, ids = [], [], []
+
+    def _picture(self, store: Store, record: Record, phrases: int) -> Image.Image | None:
+        """The picture, if the boxes of the record can be boxes of it."""
+        try:
+            image = read_picture(store.picture_path(record))
+        except PictureError as problem:
+            self._drop(record.id, problem.reason, phrases)
+            return None
+        if image.size != (record.width, record.height):
+            self._drop(record.id, "size mismatch", phrases)
+            return None
+        return image
 
     def _batch(
         self,
         pictures: list[np.ndarray],
         rows: list[tuple[int, tuple[int, ...], GroundingItem]],
         ids: list[str],
+        dropped: Counter[str],
     ) -> GroundingBatch:
         items = tuple(item for _, _, item in rows)
         return GroundingBatch(
@@ -114,9 +137,12 @@ class GroundingEvaluation:
             boxes_cxcywh_B4=torch.zeros(len(rows), 4),
             items=items,
             record_ids=tuple(ids),
+            dropped=dict(dropped),
         )
 
-    def _items(self, record: Record) -> Iterator[tuple[tuple[int, ...], GroundingItem]]:
+    def _items(
+        self, record: Record, prefix: str
+    ) -> Iterator[tuple[tuple[int, ...], GroundingItem]]:
         regions, absent = record.regions, record.absent
         kinds = _named(record, "phrase_kinds", [region.kind for region in regions])
         absent_kinds = _named(record, "absent_kinds", ["absent"] * len(absent))
@@ -131,16 +157,27 @@ class GroundingEvaluation:
             for text, kind, like in zip(absent, absent_kinds, likes, strict=True)
         ]
         for number, (text, kind, box, like) in enumerate(phrases):
-            name = f"{record.id}#{number}"
-            try:
-                words = pre_caption(text, self.max_words)
-            except EmptyTextError:
-                self._drop(name, "empty text", 1)
+            name = f"{prefix}{record.id}#{number}"
+            tokens = self._tokens(text)
+            problem = "empty text" if tokens is None else None
+            if box is not None:
+                problem = problem or box_problem(box, record.width, record.height)
+            if tokens is None or problem is not None:
+                self._drop(name, str(problem), 1)
                 continue
             item = GroundingItem(
                 name, record.id, text, kind, box, record.width, record.height, like, objects
             )
-            yield self.tokenizer.encode(words, self.max_tokens).ids, item
+            yield tokens, item
+
+    def _tokens(self, text: str) -> tuple[int, ...] | None:
+        """None where nothing is left of the text, as in training."""
+        try:
+            words = pre_caption(text, self.max_words)
+        except EmptyTextError:
+            return None
+        ids = self.tokenizer.encode(words, self.max_tokens).ids
+        return ids if len(ids) > 1 else None
 
     def _drop(self, name: str, reason: str, n: int) -> None:
         self.dropped[reason] += n
@@ -161,9 +198,15 @@ def objects_of(record: Record) -> tuple[BoxXYXY, ...]:
     the record's objects.
     """
     scene = record.meta.get("scene")
-    if isinstance(scene, list) and all(isinstance(x, dict) and "box_xyxy_px" in x for x in scene):
-        boxes = (x["box_xyxy_px"] for x in scene)
-        return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in boxes)
+    if isinstance(scene, list):
+        boxes = [thing.get("box_xyxy_px") for thing in scene if isinstance(thing, dict)]
+        known = [
+            (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+            for box in boxes
+            if isinstance(box, list) and box_problem(box, record.width, record.height) is None
+        ]
+        if known and len(known) == len(scene):
+            return tuple(known)
     single = [r.box_xyxy_px for r in record.regions if r.kind in ("object", "attribute", "phrase")]
     return tuple(dict.fromkeys(single))
 
