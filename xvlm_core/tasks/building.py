@@ -10,11 +10,15 @@ from xvlm_core.config.schema import Recipe
 from xvlm_core.data.samples import SampleSettings
 from xvlm_core.data.store import Store
 from xvlm_core.data.tokenizer import Tokenizer
-from xvlm_core.errors import CheckpointError, ConfigError
+from xvlm_core.errors import CheckpointError, ConfigError, DataError
 from xvlm_core.models.sizes import Head, ModelConfig
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.weights.folder import TOKENIZER, read_info, read_weights
-from xvlm_core.weights.interpolate import resize_positions
+from xvlm_core.weights.interpolate import (
+    ABSOLUTE_POSITIONS,
+    RELATIVE_TABLE,
+    resize_positions,
+)
 from xvlm_core.weights.official import from_official, read_official
 from xvlm_core.weights.pretrained import load_text, load_vision
 
@@ -28,14 +32,35 @@ def open_stores(recipe: Recipe, names: Sequence[str]) -> list[Store]:
     return [Store.open(Path(recipe.data.root) / name) for name in names]
 
 
+def open_validation(recipe: Recipe) -> list[Store]:
+    """The validation stores of a recipe, opened.
+
+    Raises:
+        DataError: one is missing or damaged, or none has a record of the validation split: the
+            best checkpoint would be chosen on nothing.
+    """
+    stores = open_stores(recipe, recipe.data.validation)
+    split = recipe.data.validation_split
+    if stores and not any(len(store.indices(split)) for store in stores):
+        there = sorted({name for store in stores for name in store.manifest.splits})
+        raise DataError(
+            f"no record of split {split!r} in {', '.join(store.name for store in stores)}; "
+            f"there are {', '.join(there)}",
+            where="data.validation_split",
+            try_=f"data.validation_split={there[0]}" if there else "data.validation=[]",
+        )
+    return stores
+
+
 def tokenizer_of(recipe: Recipe, start_from: Path | None = None) -> Tokenizer:
     """The tokenizer of the checkpoint that a run starts from, else the one the recipe names.
 
     Raises:
         ConfigError: the recipe names a file that is not there.
+        CheckpointError: a tokenizer is damaged, or the model folder has none.
     """
-    if start_from is not None and (start_from / TOKENIZER).is_file():
-        return Tokenizer.from_file(start_from / TOKENIZER)
+    if start_from is not None and start_from.is_dir():
+        return _read_tokenizer(start_from / TOKENIZER, "give the folder of a complete checkpoint")
     name = recipe.text.tokenizer
     if name == "bert-base-uncased":
         return Tokenizer.bert_base_uncased()
@@ -49,7 +74,14 @@ def tokenizer_of(recipe: Recipe, start_from: Path | None = None) -> Tokenizer:
             where="text.tokenizer",
             try_="text.tokenizer=bert-base-uncased  (packaged), or the path of a tokenizer.json",
         )
-    return Tokenizer.from_file(Path(name))
+    return _read_tokenizer(Path(name), "text.tokenizer=bert-base-uncased  (packaged)")
+
+
+def _read_tokenizer(path: Path, try_: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=str(path), try_=try_) from error
 
 
 def sample_settings(recipe: Recipe, config: ModelConfig) -> SampleSettings:
@@ -120,40 +152,81 @@ def start_from_checkpoint(model: XVLM, source: Path) -> list[str]:
         CheckpointError: missing, damaged, or of another size.
     """
     if source.is_dir():
-        info = read_info(source)
-        state = read_weights(source)
-        size = info.config.size
-    else:
-        state = from_official(read_official(source), model.config).state
-        size = "official"
+        return _start_from_folder(model, source)
+    return _start_from_official(model, source)
+
+
+_HEADS = ("itm_head", "bbox_head", "vision_proj", "text_proj", "temp", "text.lm_head")
+
+
+def _head_of(name: str) -> str | None:
+    """The head that a parameter belongs to, if any."""
+    return next((head for head in _HEADS if name == head or name.startswith(f"{head}.")), None)
+
+
+def _start_from_folder(model: XVLM, source: Path) -> list[str]:
+    theirs, ours = read_info(source).config, model.config
+    state = read_weights(source)
     own = model.state_dict()
-    state, resized = resize_positions(state, own)
-    differing = [
+    differing = _differing_options(theirs, ours)
+    differing += [
         f"{name}: {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} here"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in state
+        and state[name].shape != own[name].shape
+        and not name.endswith((RELATIVE_TABLE, ABSOLUTE_POSITIONS))
     ]
-    heads = ("itm_head.", "bbox_head.", "vision_proj.", "text_proj.", "temp", "text.lm_head.")
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
-    differing += [
-        f"{name}: not in the checkpoint" for name in missing if not name.startswith(heads)
-    ]
-    differing += [f"{name}: unknown here" for name in unexpected if not name.startswith(heads)]
+    differing += [f"{name}: not in the checkpoint" for name in missing if not _head_of(name)]
+    differing += [f"{name}: unknown here" for name in unexpected if not _head_of(name)]
     if differing:
+        more = [f"... and {len(differing) - 5} more"] if len(differing) > 5 else []
         raise CheckpointError(
-            f"{source} holds a model of another size ({size}) than the recipe's "
-            f"({model.config.size})",
-            details=differing[:3],
-            try_=f"model.size={size}  (or another --init checkpoint)"
-            if size != model.config.size
+            f"{source} holds a model of another size ({theirs.size}) than the recipe's "
+            f"({ours.size})",
+            details=differing[:5] + more,
+            try_=f"model.size={theirs.size}  (or another init.checkpoint)"
+            if theirs.size != ours.size
             else "take image_size and overrides of the run it comes from",
         )
+    state, resized = resize_positions(state, own)
     model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
-    notes = [f"weights from {source}"]
-    notes += [str(line) for line in resized]
-    for what, names in (("left out", unexpected), ("fresh", missing)):
-        if names:
-            parts = sorted({name.split(".")[0] for name in names})
-            notes.append(f"{what}: {', '.join(parts)}")
-    return notes
+    return [f"weights from {source}", *resized, *_about_heads(unexpected, missing)]
+
+
+def _start_from_official(model: XVLM, source: Path) -> list[str]:
+    converted = from_official(read_official(source), model.config, strict=False, source=str(source))
+    report = converted.report
+    missing = [name for name in report.missing if _head_of(name)]
+    dataclasses.replace(
+        report, missing=tuple(name for name in report.missing if not _head_of(name))
+    ).require_complete(
+        f"{source} does not fit this model", try_="model.size=base, or another init.checkpoint"
+    )
+    model.load_state_dict(converted.state, strict=False)
+    return [f"weights from {source}: {report.summary()}", *_about_heads([], missing)]
+
+
+def _differing_options(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+    """Options that change what a model computes without changing the shape of any weight."""
+    options = {
+        "vision": ("kind", "patch_size", "num_heads", "sine_positions"),
+        "text": ("num_heads", "layer_norm_eps", "norm_first"),
+    }
+    return [
+        f"{part}.{name}: {one} in the checkpoint, {other} here"
+        for part, names in options.items()
+        for name in names
+        if (one := getattr(getattr(theirs, part), name))
+        != (other := getattr(getattr(ours, part), name))
+    ]
+
+
+def _about_heads(left_out: Sequence[str], fresh: Sequence[str]) -> list[str]:
+    lines = []
+    for what, names in (("left out", left_out), ("fresh", fresh)):
+        heads = sorted({head for name in names if (head := _head_of(name))})
+        if heads:
+            lines.append(f"{what}: {', '.join(heads)}")
+    return lines

@@ -27,6 +27,7 @@ from xvlm_core.tasks.building import (
     initialise,
     model_shape,
     open_stores,
+    open_validation,
     sample_settings,
     start_from_checkpoint,
     tokenizer_of,
@@ -56,7 +57,7 @@ class GroundingTask:
         self.config = model_shape(recipe, self.tokenizer, HEADS)
         self.notes: list[str] = []
         self.stores = open_stores(recipe, recipe.data.regions.stores)
-        self.validation_stores = open_stores(recipe, recipe.data.validation)
+        self.validation_stores = open_validation(recipe)
         self.selection = grounding_eval.SELECTION if self.validation_stores else None
 
     # ------------------------------------------------------------------ model

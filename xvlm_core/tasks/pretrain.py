@@ -23,6 +23,7 @@ from xvlm_core.tasks.building import (
     initialise,
     model_shape,
     open_stores,
+    open_validation,
     sample_settings,
     start_from_checkpoint,
     tokenizer_of,
@@ -46,7 +47,7 @@ class PretrainTask:
         data = recipe.data
         self.image_stores = open_stores(recipe, data.images.stores) if data.images else []
         self.region_stores = open_stores(recipe, data.regions.stores) if data.regions else []
-        self.validation_stores = open_stores(recipe, data.validation)
+        self.validation_stores = open_validation(recipe)
         self.selection = grounding_eval.SELECTION if self.validation_stores else None
 
     # ------------------------------------------------------------------ model
