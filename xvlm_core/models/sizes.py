@@ -46,6 +46,15 @@ class VisionConfig(_Shape):
             raise ValueError("a vit has one stage: one entry in depths and in num_heads")
         if self.image_size % self.stride:
             raise ValueError(f"image_size must be a multiple of {self.stride}")
+        for stage, heads in enumerate(self.num_heads):
+            if heads < 1 or (self.embed_dim << stage) % heads:
+                raise ValueError(f"{heads} heads cannot share a width of {self.embed_dim << stage}")
+        if any(depth < 1 for depth in self.depths):
+            raise ValueError("a stage has at least one block")
+        if self.conv_stem and (self.kind != "vit" or self.patch_size != 16):
+            raise ValueError("conv_stem is for a vit with patch_size 16")
+        if self.sine_positions and (self.width % 4 or self.width < 8):
+            raise ValueError("sine_positions need a width of 8 or more, a multiple of 4")
         return self
 
     @property
@@ -101,6 +110,13 @@ class ModelConfig(_Shape):
         (0.001, 0.5), description="the temperature is clamped to this range"
     )
     heads: tuple[Head, ...] = Field(ALL_HEADS, description="heads the model carries")
+
+    @model_validator(mode="after")
+    def _temperature_in_range(self) -> ModelConfig:
+        low, high = self.temperature_range
+        if not 0 < low <= self.temperature <= high:
+            raise ValueError("temperature must lie in temperature_range, above 0")
+        return self
 
 
 def base() -> ModelConfig:

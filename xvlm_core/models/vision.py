@@ -91,7 +91,7 @@ class VisionEncoder(nn.Module):
     """Pictures ``(I, 3, R, R)``, normalised -> patch tokens ``(I, P, D)``, row-major.
 
     There is no pooled token here: the pooled token of a picture is the mean of its patches, that
-    of a region the mean of the region's patches (:meth:`xvlm_core.models.xvlm.XVLM.pool`).
+    of a region the mean of the region's patches (:meth:`xvlm_core.models.text.Views.pool`).
     """
 
     def __init__(self, config: VisionConfig) -> None:

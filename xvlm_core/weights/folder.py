@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xvlm_core.errors import CheckpointError
 from xvlm_core.models.sizes import ModelConfig
@@ -37,6 +37,12 @@ class ModelInfo(BaseModel):
     max_words: int = Field(gt=0)
     max_tokens: int = Field(gt=1)
     config: ModelConfig
+
+    @model_validator(mode="after")
+    def _texts_fit(self) -> ModelInfo:
+        if self.max_tokens > self.config.text.max_positions:
+            raise ValueError("max_tokens is larger than config.text.max_positions")
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,20 +84,41 @@ def read_info(folder: Path) -> ModelInfo:
             try_="xvlm ls runs  (lists the models that are there)",
         )
     try:
-        info = ModelInfo.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
         raise CheckpointError(
-            f"{path} does not describe an xvlm model",
-            where="; ".join(line.strip() for line in first[1:3]) or str(error),
-            try_="give the folder of a run or of a copied model (xvlm ls runs)",
+            f"{path} cannot be read: {error}", try_=f"ls -l {folder}  (who may read it?)"
         ) from None
-    if info.format_version > FORMAT_VERSION:
+    except UnicodeDecodeError as error:
+        raise _no_model(path, str(error)) from None
+    _refuse_newer(folder, text)
+    try:
+        return ModelInfo.model_validate_json(text)
+    except ValidationError as error:
+        first = str(error).splitlines()
+        where = "; ".join(line.strip() for line in first[1:3]) or str(error)
+        raise _no_model(path, where) from None
+
+
+def _no_model(path: Path, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} does not describe an xvlm model",
+        where=where,
+        try_="give the folder of a run or of a copied model (xvlm ls runs)",
+    )
+
+
+def _refuse_newer(folder: Path, text: str) -> None:
+    """A newer format may have fields that this version does not know: say so first."""
+    try:
+        version = json.loads(text)["format_version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} was written by a newer xvlm (format {info.format_version})",
+            f"{folder} was written by a newer xvlm (format {version})",
             try_="pip install --upgrade xvlm",
         )
-    return info
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -124,7 +151,10 @@ def load_weights(model: XVLM, folder: Path) -> None:
     Raises:
         CheckpointError: damaged, or of another shape; the first differences are listed.
     """
-    state = {name: value.float() for name, value in read_weights(folder).items()}
+    state = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in read_weights(folder).items()
+    }
     own = model.state_dict()
     wrong = [f"missing: {name}" for name in own if name not in state]
     wrong += [f"unknown: {name}" for name in state if name not in own]
