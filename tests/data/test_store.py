@@ -208,6 +208,24 @@ def test_a_failed_overwrite_leaves_the_old_store(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
+def test_an_overwrite_that_cannot_move_into_place_puts_the_old_store_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "store", records(3))
+    rename = os.rename
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if ".partial-" in source.name and not source.name.endswith(".old"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse_new)
+    with pytest.raises(OutputError, match="Permission denied"):
+        write(tmp_path / "store", records(5), overwrite=True)
+    assert len(Store.open(tmp_path / "store")) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,12 @@ def test_pairs_of_pictures_with_a_statement(convert: Any) -> None:
     assert done.dropped("line") == {"malformed statement": 2}
 
 
+def test_two_records_may_have_the_same_picture(convert: Any) -> None:
+    line = {"image": "ok.jpg", "captions": ["a dog"]}
+    done = convert([{"id": 1, **line}, {"id": "2", **line}, line])
+    assert [record.id for record in done.records] == ["1", "2", "ok.jpg"]
+
+
 def test_the_same_record_id_twice_is_refused(convert: Any) -> None:
     line = {"id": "r", "image": "ok.jpg", "captions": ["a dog"]}
     with pytest.raises(DataError, match="records with the same id: r"):
