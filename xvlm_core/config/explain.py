@@ -47,9 +47,14 @@ class KeyInfo:
     default: str | None
     about: str
 
+    @property
+    def is_section(self) -> bool:
+        """Whether keys stand below it."""
+        return self.type.startswith(SECTION)
+
     def __str__(self) -> str:
         default = "needed" if self.default is None else f"default {self.default}"
-        return f"{self.key} ({self.type}, {default})" if self.type != SECTION else self.key
+        return f"{self.key} ({self.type}, {default})" if not self.is_section else self.key
 
 
 def schema_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[KeyInfo]:
@@ -84,7 +89,7 @@ def _finding(details: ErrorDetails, below: str, known: dict[str, KeyInfo]) -> Fi
     value = details["input"]
     if details["type"] == "extra_forbidden":
         near = _nearest(key, known)
-        if near and near.type == SECTION:
+        if near and near.is_section:
             return Finding(key, f"{shown}: unknown key; nearest: the section {near.key}")
         hint = f"nearest: {near}" if near else "no key like it"
         return Finding(

@@ -74,8 +74,9 @@ def _load(text: str, where: str) -> tuple[Any, Mapping[str, int]]:
         raise ConfigError(
             f"{len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read", where=where
         )
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {}
@@ -102,7 +103,8 @@ def _load(text: str, where: str) -> tuple[Any, Mapping[str, int]]:
             f"not readable as YAML: {str(error).splitlines()[0]}", where=where
         ) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def load_mapping(text: str, where: str) -> YamlTree:
