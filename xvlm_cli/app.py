@@ -107,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.finish(error)
     except BrokenPipeError:
         code = _quiet_pipe()
+    except OSError as problem:  # stdout is a file on a full disk
+        out.json = False
+        code = output.Output().finish(output.as_user_error(problem) or output.bug(problem))
     finally:
         out.give_back_stdout()
     return code

@@ -48,13 +48,14 @@ def cp(
             )
         if found.path.resolve().is_relative_to(destination.resolve()):
             raise OutputError(f"{destination} holds the model to be copied", try_="another name")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        files = _copy(found.path, work, names)
-        _into_place(work, destination)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with outputs.writing(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        try:
+            files = _copy(found.path, work, names)
+            _into_place(work, destination)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     said = found.said
     out.result(
         {

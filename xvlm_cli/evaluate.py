@@ -175,8 +175,9 @@ def _report(
         out.warn(f"{n} phrases left out: {reason}")
     if output is not None:
         lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, ("\n".join(lines) + "\n").encode())
+        with outputs.writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(output, ("\n".join(lines) + "\n").encode())
     scores = score(predictions, split)
     rows = [(name, f"{s.value:.4f}", s.n, s.convention) for name, s in scores.items()]
     text = [found.origin, f"data: {store.folder}, split {split}", ""]

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -169,7 +169,7 @@ def _plain(value: object) -> Any:
 def as_user_error(error: OSError) -> XvlmError | None:
     """A full disk, a read-only or forbidden place: errors of the place, not of the program."""
     where = str(error.filename) if error.filename else None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(
             "no space left on the disk; nothing half-written was kept",
             where=where,
@@ -181,7 +181,25 @@ def as_user_error(error: OSError) -> XvlmError | None:
             where=where,
             try_="check the permissions (ls -ld), or write elsewhere with -o",
         )
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        return OutputError(
+            f"no place to write to: {error.strerror}", where=where, try_="another -o"
+        )
     return None
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """An ``OSError`` of the block is the place's: an :class:`OutputError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        found = as_user_error(error)
+        raise found or OutputError(
+            f"{place} cannot be written: {error.strerror or error}",
+            where=str(error.filename) if error.filename else None,
+            try_="another place, one that can be written",
+        ) from error
 
 
 def bug(error: BaseException) -> XvlmError:

@@ -11,7 +11,7 @@ import typer
 from xvlm_cli import output as outputs
 from xvlm_cli.options import JsonOption, OverwriteOption, QuietOption
 from xvlm_cli.options import complete_run as complete_model
-from xvlm_cli.output import Output, table
+from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -169,22 +169,15 @@ def _write(
 ) -> tuple[Path, Path]:
     """The annotated picture and, beside it, the same as JSON."""
     from xvlm_cli.inputs import MARK, json_beside
-    from xvlm_core.errors import OutputError
     from xvlm_core.inference.draw import annotate, png_bytes
     from xvlm_core.train.files import json_bytes, write_atomically
 
     beside = json_beside(target)
     document = {"schema": MARK, **row, "image": str(row["image"]), "model": found.origin}
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, png_bytes(annotate(image, groundings)))
         write_atomically(beside, json_bytes({**document, "annotated": str(target)}))
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written: {error.strerror}",
-            where=str(target.parent.absolute()),
-            try_="-o FOLDER, somewhere that can be written, or --no-files",
-        ) from error
     return target, beside
 
 
