@@ -516,6 +516,7 @@ def test_a_hub_id_is_fetched_where_asked(hub, tmp_path, imagenet, bert):
     folder = write_folder(tmp_path / "bert", bert)
     hub.answers = {name: folder / name for name in ("pytorch_model.bin", "config.json")}
     report = load_text(new_model(), "bert-base-uncased", download=True)
+    assert ("bert-base-uncased", "config.json", False) in hub.asked
     assert not report.warnings  # config.json came along
 
 
