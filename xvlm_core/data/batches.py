@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from xvlm_core.models.packing import PackedTexts
+from xvlm_core.objectives.box import OtherBoxes
 
 
 def _moved(value: object, device: torch.device | str) -> object:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    return value.to(device) if isinstance(value, PackedTexts) else value
+    return value.to(device) if isinstance(value, PackedTexts | OtherBoxes) else value
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PretrainBatch:
             picture.
         boxes_cxcywh_B4: box of each text as fractions of the picture (whole: .5, .5, 1, 1).
         is_region_B: True where the text names a part (it has box losses).
+        others: further boxes that texts fit as well, by text number; None: there are none.
         excluded_BB: bool, text c fits the concept of text b although c != b is another sample:
             never a negative of it (same picture and patches, or the same text).
         masked: the texts with masked tokens.
@@ -55,6 +57,7 @@ class PretrainBatch:
     masked: PackedTexts
     masked_token_M: Tensor
     masked_label_M: Tensor
+    others: OtherBoxes | None = None
     absent: PackedTexts | None = None
     picture_of_absent_A: Tensor | None = None
     record_ids: tuple[str, ...] = ()
@@ -82,6 +85,7 @@ class GroundingBatch:
         picture_of_text_B: picture of each phrase, int64.
         present_B: False where the phrase is known (or drawn) not to be in the picture.
         boxes_cxcywh_B4: box of each phrase as fractions (absent: zeros, not used).
+        others: further boxes that phrases fit as well, by phrase number; None: there are none.
         items: for evaluation, what each phrase is: see :class:`GroundingItem`.
         record_ids: of the I pictures.
         dropped: samples (in evaluation: phrases) left out while the batch was made, by reason.
@@ -93,6 +97,7 @@ class GroundingBatch:
     picture_of_text_B: Tensor
     present_B: Tensor
     boxes_cxcywh_B4: Tensor
+    others: OtherBoxes | None = None
     items: tuple[GroundingItem, ...] = ()
     record_ids: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -119,6 +124,8 @@ class GroundingItem:
         phrase: the text before cleaning.
         kind: finer kind for the breakdown (world: label, attribute, ...; else the region kind).
         box_xyxy_px: true box in the original picture; None: the phrase is absent.
+        others_xyxy_px: further boxes that are right as well: an object label names every thing of
+            its kind.
         width: pixels of the original picture.
         height: the same.
         like: kind of region that it is worded as: an absent phrase is compared with present ones
@@ -135,3 +142,4 @@ class GroundingItem:
     height: int
     like: str | None = None
     objects_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()
+    others_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()

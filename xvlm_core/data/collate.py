@@ -13,6 +13,7 @@ from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, PretrainBatch
 from xvlm_core.data.samples import BoxXYXY, Sample, SampleText
 from xvlm_core.models.packing import PackedTexts
+from xvlm_core.objectives.box import OtherBoxes
 
 WHOLE_CXCYWH = (0.5, 0.5, 1.0, 1.0)
 
@@ -118,6 +119,7 @@ def pretrain_batch(
                 for t in texts
             ]
         ),
+        others=_others(texts, side),
         is_region_B=torch.tensor([t.box_xyxy_px is not None for t in texts]),
         excluded_BB=excluded_pairs(
             texts,
@@ -134,6 +136,18 @@ def pretrain_batch(
         dropped=dict(dropped or {}),
         counts=_counts(samples),
     )
+
+
+def _others(texts: Sequence[SampleText], side: int) -> OtherBoxes | None:
+    """Further boxes of the texts, by text number."""
+    rows = [
+        (b, fraction_cxcywh(box_xyxy_px, side))
+        for b, text in enumerate(texts)
+        for box_xyxy_px in text.others_xyxy_px
+    ]
+    if not rows:
+        return None
+    return OtherBoxes(torch.tensor([box for _, box in rows]), torch.tensor([b for b, _ in rows]))
 
 
 def _counts(samples: Sequence[Sample]) -> dict[str, int]:
@@ -211,6 +225,7 @@ def grounding_batch(
         picture_of_text_B=torch.tensor([i for i, _, _ in rows]),
         present_B=torch.tensor([present for _, _, present in rows]),
         boxes_cxcywh_B4=torch.tensor(boxes),
+        others=_others([text for _, text, present in rows if present], side),
         record_ids=tuple(sample.record_id for sample in samples),
         dropped=dict(dropped or {}),
         counts=_counts(samples),

@@ -7,6 +7,8 @@ it and in whatever order.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +89,8 @@ class SampleText:
         box_xyxy_px: in the resized picture; None: about the whole picture.
         mask_P: the patches that it is about, bool; None: all.
         cut: tokens that did not fit.
+        others_xyxy_px: further boxes that the text fits as well (an object label names every
+            thing of its kind), in the resized picture.
     """
 
     words: str
@@ -95,6 +99,7 @@ class SampleText:
     box_xyxy_px: BoxXYXY | None = None
     mask_P: NDArray[np.bool_] | None = None
     cut: int = 0
+    others_xyxy_px: tuple[BoxXYXY, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,10 @@ class SampleMaker:
         carried = self._carry(boxes, crop, flip=flip)
         placed = dict(zip(carried.kept.tolist(), carried.boxes_xyxy_px.tolist(), strict=True))
         made = [] if caption is None else [self._text(caption, rng, mask=mask)]
-        made += [self._text(regions[i].text, rng, tuple(placed[i]), mask=mask) for i in picked]
+        for i in picked:
+            text = self._text(regions[i].text, rng, tuple(placed[i]), mask=mask)
+            others = self._others(regions, placed, i)
+            made.append(text and dataclasses.replace(text, others_xyxy_px=others))
         chosen = tuple(text for text in made if text is not None)
         if not chosen:
             raise SampleProblem("empty text" if made else "no region in the crop")
@@ -235,6 +243,20 @@ class SampleMaker:
             cut=sum(text.cut for text in (*chosen, *not_there)),
             empty=len(made) - len(chosen) + len(missing) - len(not_there),
         )
+
+    def _others(
+        self, regions: Sequence[Region], placed: Mapping[int, Sequence[float]], index: int
+    ) -> tuple[BoxXYXY, ...]:
+        """Boxes of the other objects with the same label (official: there is one box a text)."""
+        region = regions[index]
+        if self.settings.compat_official or region.kind != "object":
+            return ()
+        boxes = []
+        for other, (x1, y1, x2, y2) in placed.items():
+            same = regions[other].kind == "object" and regions[other].text == region.text
+            if same and other != index:
+                boxes.append((x1, y1, x2, y2))
+        return tuple(boxes)
 
     def _crop(self, image: Image.Image, keep: Region, rng: np.random.Generator) -> Crop:
         if not self.settings.augment:

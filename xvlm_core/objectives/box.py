@@ -66,11 +66,21 @@ class OtherBoxes:
 
     Attributes:
         boxes_cxcywh_K4: fractions.
-        text_K: the text each belongs to, int64, among the N texts of the loss.
+        text_K: the text each belongs to, int64.
     """
 
     boxes_cxcywh_K4: Tensor
     text_K: Tensor
+
+    def to(self, device: torch.device | str) -> OtherBoxes:
+        """The same boxes on another device."""
+        return OtherBoxes(self.boxes_cxcywh_K4.to(device), self.text_K.to(device))
+
+    def among(self, chosen_B: Tensor) -> OtherBoxes:
+        """The boxes of the chosen texts (bool), renumbered to count those only."""
+        number_B = chosen_B.long().cumsum(0) - 1
+        kept_K = chosen_B[self.text_K]
+        return OtherBoxes(self.boxes_cxcywh_K4[kept_K], number_B[self.text_K[kept_K]])
 
 
 def nearest_targets(boxes_cxcywh: Tensor, targets_cxcywh: Tensor, others: OtherBoxes) -> Tensor:

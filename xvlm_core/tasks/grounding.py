@@ -19,7 +19,7 @@ from xvlm_core.data.samples import SampleMaker
 from xvlm_core.errors import ConfigError
 from xvlm_core.models.sizes import Head
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.objectives.box import box_losses
+from xvlm_core.objectives.box import box_losses, nearest_targets
 from xvlm_core.objectives.matching import matching_loss
 from xvlm_core.tasks import grounding_eval
 from xvlm_core.tasks.base import Batch, Losses, Moment, Prediction, Scores
@@ -123,9 +123,12 @@ class GroundingTask:
         first_BD = model.fuse(states, patches_IPS, views, batch.picture_of_text_B).first()
         parts = {}
         if {"box_l1", "box_giou"} & set(weights):
-            box = box_losses(
-                model.boxes(first_BD[batch.present_B]), batch.boxes_cxcywh_B4[batch.present_B]
-            )
+            boxes_cxcywh = model.boxes(first_BD[batch.present_B])
+            targets_cxcywh = batch.boxes_cxcywh_B4[batch.present_B]
+            if batch.others is not None:
+                others = batch.others.among(batch.present_B)
+                targets_cxcywh = nearest_targets(boxes_cxcywh, targets_cxcywh, others)
+            box = box_losses(boxes_cxcywh, targets_cxcywh)
             parts = {"box_l1": box.l1, "box_giou": box.giou}
         if "matching" in weights:
             label_B = batch.present_B.to(torch.int64)

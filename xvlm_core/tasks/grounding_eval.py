@@ -156,6 +156,8 @@ class GroundingEvaluation:
             (text, str(kind), None, None if like is None else str(like))
             for text, kind, like in zip(absent, absent_kinds, likes, strict=True)
         ]
+        labels: Counter[tuple[str, str]] = Counter((r.text, r.kind) for r in regions)
+        said: set[str] = set()
         for number, (text, kind, box, like) in enumerate(phrases):
             name = f"{prefix}{record.id}#{number}"
             tokens = self._tokens(text)
@@ -165,8 +167,16 @@ class GroundingEvaluation:
             if tokens is None or problem is not None:
                 self._drop(name, str(problem), 1)
                 continue
+            others: tuple[BoxXYXY, ...] = ()
+            if box is not None and like == "object" and labels[text, like] > 1:
+                if text in said:  # one question, any of its things is a right answer
+                    continue
+                said.add(text)
+                others = tuple(
+                    r.box_xyxy_px for r in regions[number + 1 :] if (r.text, r.kind) == (text, like)
+                )
             item = GroundingItem(
-                name, record.id, text, kind, box, record.width, record.height, like, objects
+                name, record.id, text, kind, box, record.width, record.height, like, objects, others
             )
             yield tokens, item
 
@@ -227,6 +237,7 @@ def predict(model: XVLM, batch: GroundingBatch) -> list[Prediction]:
             "probability": probability,
             "present": item.box_xyxy_px is not None,
             "target_xyxy_px": item.box_xyxy_px,
+            "other_targets_xyxy_px": item.others_xyxy_px,
             "width": item.width,
             "height": item.height,
             "objects_xyxy_px": item.objects_xyxy_px,
@@ -265,8 +276,13 @@ def _box_scores(present: Sequence[Prediction], split: str) -> Scores:
     boxes = np.array([p["box_xyxy_px"] for p in present], dtype=np.float64)
     targets = np.array([p["target_xyxy_px"] for p in present], dtype=np.float64)
     n = len(present)
-    plain = iou_plain(boxes, targets)
-    inclusive = iou_inclusive_pixel(_xywh(boxes), _xywh(targets))
+    # the box that counts is the nearest of those that the phrase names
+    right = [np.array([p["target_xyxy_px"], *p["other_targets_xyxy_px"]]) for p in present]
+    pairs = list(zip(boxes, right, strict=True))
+    plain = np.array([iou_plain(box[None], some).max() for box, some in pairs])
+    inclusive = np.array(
+        [iou_inclusive_pixel(_xywh(box[None]), _xywh(some)).max() for box, some in pairs]
+    )
     sizes = np.array([[p["width"], p["height"]] * 2 for p in present], dtype=np.float64)
     fractions = targets / sizes
     centre = (fractions[:, :2] + fractions[:, 2:]) / 2

@@ -13,7 +13,7 @@ from xvlm_core.data.feeds import PretrainFeed
 from xvlm_core.data.samples import SampleMaker
 from xvlm_core.models.sizes import ALL_HEADS
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.objectives.box import box_losses
+from xvlm_core.objectives.box import box_losses, nearest_targets
 from xvlm_core.objectives.contrastive import contrastive_loss
 from xvlm_core.objectives.masked_lm import masked_lm_loss
 from xvlm_core.objectives.matching import matching_loss
@@ -135,6 +135,9 @@ class PretrainTask:
             parts["masked_lm"] = masked_lm_loss(out.token_logits_MV, batch.masked_label_M)
         boxes_cxcywh, targets_cxcywh = out.boxes_cxcywh_N4, out.target_cxcywh_N4
         if boxes_cxcywh is not None and targets_cxcywh is not None and len(boxes_cxcywh):
+            if batch.others is not None:
+                others = batch.others.among(batch.is_region_B)
+                targets_cxcywh = nearest_targets(boxes_cxcywh, targets_cxcywh, others)
             box = box_losses(boxes_cxcywh, targets_cxcywh)
             parts |= {"box_l1": box.l1, "box_giou": box.giou}
         counts = {**batch.counts, "rows_without_negative": out.rows_without_negative}
