@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ VERBS: dict[str, tuple[str, str]] = {
 
 # typer brings its own click since 0.20 and used the installed one before: take the class it raises.
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+_CTRL_C = 128 + signal.SIGINT
 
 
 class LazyGroup(TyperGroup):
@@ -103,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options[0] in VERBS:
         out.verb = options[0]
     try:
-        error, code = _run(arguments)
+        error, code = _run(arguments, out)
         out.finish(error)
     except BrokenPipeError:
         code = _quiet_pipe()
@@ -115,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: list[str]) -> tuple[XvlmError | None, int]:
+def _run(arguments: list[str], out: output.Output) -> tuple[XvlmError | None, int]:
     """The error of a command line, if any, and its exit code."""
     try:
         code = app(arguments, prog_name="xvlm", standalone_mode=False)
@@ -124,7 +128,7 @@ def _run(arguments: list[str]) -> tuple[XvlmError | None, int]:
     except _ClickException as error:
         found = _usage(error, arguments)
     except (KeyboardInterrupt, typer.Abort):
-        return output.Interrupted("interrupted", 2), 130
+        return output.Interrupted("interrupted", signal.SIGINT), _CTRL_C
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -136,9 +140,13 @@ def _run(arguments: list[str]) -> tuple[XvlmError | None, int]:
             traceback.print_exc()
         found = output.bug(error)
     else:
+        if code == _CTRL_C:  # typer catches it first
+            return output.Interrupted("interrupted", signal.SIGINT), _CTRL_C
         return None, code if isinstance(code, int) else 0
     if output.debug() and isinstance(found.__cause__, Exception):
         traceback.print_exception(found.__cause__)
+    if found.try_ is None:  # what is printed always says what to type next
+        found.try_ = f"xvlm {out.verb} --help" if out.verb else "xvlm --help"
     return found, found.exit_code
 
 

@@ -29,7 +29,7 @@ class Interrupted(XvlmError):
     code = "interrupted"
 
     def __init__(self, what: str, signal_number: int, *, try_: str | None = None) -> None:
-        super().__init__(what, try_=try_)
+        super().__init__(what, try_=try_ or "the same command again")
         self.exit_code = 128 + signal_number
 
 

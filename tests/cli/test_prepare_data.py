@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from xvlm_core.data.store import Store
+from xvlm_core.sources.registry import SOURCES
+
+SMALL = ("--train", "4", "--val", "2", "--test", "0", "--unseen", "0", "--workers", "1")
+
+
+@pytest.fixture
+def lines(picture: Path) -> Path:
+    """Three usable lines, and two that are dropped."""
+    rows = [
+        {"image": "image.jpg", "text": "a dog", "box": [1, 2, 30, 30]},
+        {"image": "image.jpg", "text": "outside", "box": [1, 2, 300, 400]},
+        {"image": "gone.jpg", "text": "a cat"},
+        {"image": "image.jpg", "text": "noise all over"},
+    ]
+    file = picture.parent / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_help_lists_every_source_and_its_options(xvlm: Run) -> None:
+    text = xvlm("prepare-data", "--help").out
+    assert all(name in text for name in SOURCES)
+    for name, source in SOURCES.items():
+        text = xvlm("prepare-data", name, "--help").out
+        assert all(option.flag in text for option in source.options)
+
+
+def test_your_own_pictures_with_a_balance_sheet(xvlm: Run, lines: Path) -> None:
+    done = xvlm("prepare-data", "jsonl", lines, "--images", ".", "-o", "data/mine")
+    assert done.code == 0
+    assert "read" in done.out
+    assert "dropped" in done.out
+    assert "ledger.jsonl" in done.out
+    store = Store.open(Path("data/mine"))
+    for count in store.manifest.counts.values():
+        assert count["read"] == count["kept"] + sum(count["dropped"].values())
+    assert store.manifest.counts["region"]["kept"] == 1
+    assert sum(store.manifest.counts["region"]["dropped"].values()) == 1
+
+
+def test_json_has_the_same_counts(xvlm: Run, lines: Path) -> None:
+    words = ("prepare-data", "jsonl", lines, "--images", ".", "-o", "data/mine", "--json")
+    result = xvlm(*words).document()["result"]
+    assert result["counts"] == Store.open(Path("data/mine")).manifest.counts
+
+
+def test_the_word_and_the_flag_mean_the_same(xvlm: Run, lines: Path) -> None:
+    xvlm("prepare-data", "jsonl", lines, "--images", ".", "-o", "a")
+    xvlm("prepare-data", "jsonl", "--annotations", lines, "--images", ".", "-o", "b")
+    a, b = Store.open(Path("a")).manifest, Store.open(Path("b")).manifest
+    assert a.fingerprint == b.fingerprint
+    both = ("prepare-data", "jsonl", lines, "--annotations", lines, "--images", ".", "-o", "c")
+    assert "twice" in xvlm(*both).refusal(2)
+
+
+def test_a_store_that_is_there_is_refused_and_replaced_when_asked(xvlm: Run) -> None:
+    words = ("prepare-data", "world", *SMALL, "-o", "data/world")
+    assert xvlm(*words).code == 0
+    assert "--overwrite" in xvlm(*words).refusal(2)
+    assert xvlm(*words, "--overwrite", "--seed", "9").code == 0
+
+
+def test_dry_run_writes_nothing(xvlm: Run, tmp_path: Path) -> None:
+    done = xvlm("prepare-data", "world", *SMALL, "-o", "data/world", "--dry-run")
+    assert done.code == 0
+    assert "would prepare world" in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stand_in_fills_the_stores_that_a_recipe_names(xvlm: Run, tmp_path: Path) -> None:
+    words = ("prepare-data", "world", "--as", "finetune/refcoco+", "-o", "data", *SMALL)
+    document = xvlm(*words, "--json").document()
+    assert [row["store"] for row in document["result"]["stores"]] == ["data/refcoco+"]
+    assert "synthetic" in document["warnings"][0]
+    assert Store.open(tmp_path / "data" / "refcoco+").manifest.splits == {"train": 4, "val": 2}
+    assert "already" in xvlm(*words).refusal(2)
+
+
+def test_a_stand_in_leaves_real_data_alone_and_differs_from_store_to_store(
+    xvlm: Run, tmp_path: Path
+) -> None:
+    assert xvlm("prepare-data", "world", "-o", "data/coco", *SMALL, "--seed", "99").code == 0
+    real = Store.open(tmp_path / "data" / "coco").manifest
+    words = ("prepare-data", "world", "--as", "pretrain/4m", "-o", "data", *SMALL)
+    done = xvlm(*words, "--json")
+    result = done.document()["result"]
+    assert result["left"] == ["coco"]
+    assert "left as it is" in done.err
+    assert Store.open(tmp_path / "data" / "coco").manifest == real
+    prints = [row["fingerprint"] for row in result["stores"]]
+    assert len(set(prints)) == len(prints) == 3
+    # the command that is recorded makes the same store again
+    vg = Store.open(tmp_path / "data" / "vg").manifest
+    again = vg.command.replace("data/vg", "again").split()[1:]
+    assert xvlm(*again).code == 0
+    assert Store.open(tmp_path / "again").manifest.fingerprint == vg.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("cocoo", "-o", "x"), 2),
+        (("world",), 2),
+        (("world", "-o", "x", "--train", "-3"), 2),
+        (("world", "-o", "x", "--train", "some"), 2),
+        (("jsonl", "-o", "x"), 2),
+        (("jsonl", "gone.jsonl", "--images", ".", "-o", "x"), 4),
+        (("coco", "gone", "-o", "x"), 4),
+        (("world", "--as", "pretrain/17m", "-o", "x"), 3),
+    ],
+)
+def test_what_is_refused(words: tuple[str, ...], code: int, xvlm: Run, tmp_path: Path) -> None:
+    xvlm("prepare-data", *words).refusal(code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_keep_is_an_error_with_the_reasons(xvlm: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"image": "gone.jpg", "text": "a dog"}\n')
+    error = xvlm("prepare-data", "jsonl", "mine.jsonl", "--images", ".", "-o", "x").refusal(4)
+    assert "missing" in error
+    assert not (tmp_path / "x").exists()
