@@ -37,20 +37,24 @@ def test_without_data_it_names_every_missing_store_and_its_command(xvlm: Run) ->
     assert len(details) == len(STORES_16M)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the time used by children")
 def test_without_data_it_ends_before_torch_is_imported(tmp_path: Path) -> None:
-    """So it takes well under 2 s: torch alone takes about that."""
+    """In well under 2 s of processor time; torch alone takes about that."""
+    import resource
+
     code = (
         "import sys\nfrom xvlm_cli.app import main\n"
         "code = main(['pretrain', '--recipe', '16m'])\n"
         "assert 'torch' not in sys.modules\nsys.exit(code)"
     )
-    begin = time.process_time()
     environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True
     )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 4, done.stderr
-    assert time.process_time() - begin < 2
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_only_the_stores_that_are_missing_are_named(xvlm: Run, tmp_path: Path) -> None:
@@ -139,7 +143,6 @@ def test_dry_run_shows_values_origins_and_sizes_and_writes_nothing(
     done = xvlm(*words)
     assert done.code == 0
     assert "215,637,241" in done.out
-    assert "200" not in done.err
     result = xvlm(*words, "--json").document()["result"]
     assert result["parameters"] == 215_637_241
     assert result["memory_bytes"] == 16 * 215_637_241
@@ -158,12 +161,13 @@ def test_dry_run_shows_values_origins_and_sizes_and_writes_nothing(
 
 def test_dry_run_counts_the_steps_of_the_data_found(xvlm: Run, world_store: Path) -> None:
     words = ("schedule.max_steps=null", "schedule.max_seconds=null", "schedule.epochs=3")
-    done = xvlm("pretrain", "-r", "world", "--dry-run", "--json", *small(world_store), *words)
-    result = done.document()["result"]
+    result = xvlm(
+        "pretrain", "-r", "world", "--dry-run", "--json", *small(world_store), *words,
+        "data.regions.max_images=4",
+    ).document()["result"]  # fmt: skip
     (store,) = result["stores"]
-    assert (store["found"], store["records"]) == (True, 16)
-    regions = json.loads(done.out)["result"]["batch"]["region_pictures"]
-    assert result["steps"] == 3 * (12 // regions or 1) or result["steps"] == 3 * -(-12 // regions)
+    assert (store["found"], store["records"], store["splits"]["train"]) == (True, 16, 12)
+    assert result["steps"] == 3 * 12 // 4
 
 
 def test_the_environment_sets_recipe_values(
@@ -186,14 +190,15 @@ def test_an_old_run_is_replaced_only_when_asked(xvlm: Run, world_store: Path) ->
     assert json.loads(Path("run/run.json").read_text())["created"] != before
 
 
-def send_after_first_line(run: Path, number: int) -> threading.Thread:
-    """A signal to this process as soon as the run has a line of metrics."""
+def send_after_next_line(run: Path, number: int) -> threading.Thread:
+    """A signal to this process as soon as the run has a new line of metrics."""
+    metrics = run / "metrics.jsonl"
+    size = metrics.stat().st_size if metrics.is_file() else 0
 
     def wait() -> None:
-        metrics = run / "metrics.jsonl"
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            if metrics.is_file() and metrics.stat().st_size:
+            if metrics.is_file() and metrics.stat().st_size > size:
                 os.kill(os.getpid(), number)
                 return
             time.sleep(0.01)
@@ -208,7 +213,7 @@ def send_after_first_line(run: Path, number: int) -> threading.Thread:
 def test_a_signal_saves_and_says_how_to_go_on(
     number: int, code: int, xvlm: Run, world_store: Path
 ) -> None:
-    thread = send_after_first_line(Path("runs/r"), number)
+    thread = send_after_next_line(Path("runs/r"), number)
     steps = ("schedule.max_steps=100000", "schedule.max_seconds=null", "train.log_every=1")
     done = start(xvlm, world_store, "-o", "runs/r", "--json", *steps)
     thread.join()
@@ -223,7 +228,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert [row["status"] for row in rows] == ["interrupted"]
 
     # it goes on from there; the newest unfinished run is taken where none is named
-    thread = send_after_first_line(Path("runs/r"), number)
+    thread = send_after_next_line(Path("runs/r"), number)
     more = xvlm("pretrain", "--resume", "--json")
     thread.join()
     assert more.code == code
