@@ -68,8 +68,8 @@ def test_losses_are_weighted_and_weightless_ones_are_not_computed(root: Path) ->
     task, model = built(root, losses=weights)
     losses = task.losses(model, batches(task)[0], moment())
     assert set(losses.parts) == FIVE - {"box_l1"}
-    expected = sum(float(v) * (2 if n == "contrastive" else 1) for n, v in losses.parts.items())
-    assert float(losses.total()) == pytest.approx(expected, rel=1e-5)
+    expected = sum(v.item() * (2 if n == "contrastive" else 1) for n, v in losses.parts.items())
+    assert losses.total().item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_losses_start_when_the_recipe_says_and_cost_nothing_before(
