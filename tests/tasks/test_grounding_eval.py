@@ -258,6 +258,20 @@ def test_scores_are_those_worked_out_by_hand() -> None:
     assert scores["presence ECE"] == pytest.approx(sum(gaps) / 6)
 
 
+def test_baselines_too_may_name_any_of_the_things_that_a_phrase_fits() -> None:
+    far = (60.0, 60.0, 90.0, 100.0)
+    one = prediction(0, far, OBJECTS[0], 0.9, "label", "object", (*OBJECTS, far))
+    many = {**one, "other_targets_xyxy_px": (far,)}
+    for p, hit, random in ((one, 0, 1 / 3), (many, 1, 2 / 3)):
+        scores = {name: s.value for name, s in score([p], "val").items()}
+        assert scores["accuracy@0.5"] == hit
+        assert scores["baseline: random object"] == pytest.approx(random)
+    # no constant box is both things, but either is right for both phrases
+    second = prediction(1, far, far, 0.9, "label", "object")
+    second["other_targets_xyxy_px"] = (OBJECTS[0],)
+    assert score([many, second], "val")["baseline: best constant box"].value == 1
+
+
 def test_scores_name_their_split_convention_and_number() -> None:
     made = score(HAND, "testA")
     assert all(s.split == "testA" and s.convention for s in made.values())
