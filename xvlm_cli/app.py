@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -107,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options[0] in VERBS:
         out.verb = options[0]
     try:
-        error, code = _run(arguments, out)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning(out, warnings.showwarning)
+            error, code = _run(arguments, out)
         out.finish(error)
     except BrokenPipeError:
         code = _quiet_pipe()
@@ -117,6 +120,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         out.give_back_stdout()
     return code
+
+
+def _show_warning(out: output.Output, others: Any) -> Any:
+    """Our own warnings go where a verb's do (and into the JSON document); others as ever."""
+
+    def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category.__module__.partition(".")[0] == "xvlm_core":
+            if str(message) not in out.warnings:
+                out.warn(str(message))
+        else:
+            others(message, category, *rest, **more)
+
+    return show
 
 
 def _run(arguments: list[str], out: output.Output) -> tuple[XvlmError | None, int]:

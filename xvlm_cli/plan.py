@@ -107,8 +107,12 @@ def _steps(recipe: Recipe, ready: bool, start_from: Path | None) -> int | None:
     if recipe.schedule.max_steps is not None:
         return recipe.schedule.max_steps
     data = recipe.data
-    if recipe.schedule.epochs is not None and data.size is not None and data.images is not None:
-        return total_steps(recipe.schedule, -(-data.size // data.images.batch_size))
+    if data.size is not None:
+        per_step = (
+            data.images.batch_size if data.images else data.regions and data.regions.max_images
+        )
+        assert per_step, "the schema wants one of the two streams"
+        return total_steps(recipe.schedule, -(-data.size // per_step))
     if not ready:
         return None
     from xvlm_core.tasks.registry import build_task

@@ -78,6 +78,10 @@ def pretrain(
     xvlm pretrain --recipe world
 
     xvlm pretrain --recipe 16m --max-steps 20 model.size=tiny init.vision=null init.text=null
+
+    Any value of the recipe can be given as KEY=VALUE, or in the environment: XVLM_OPTIM__LR=3.0e-5
+    is optim.lr=3.0e-5. KEY=VALUE wins over options, these over the environment, that over the
+    recipe.
     """
     out = outputs.begin("pretrain", json_document=json_document, quiet=quiet)
     from xvlm_cli import training

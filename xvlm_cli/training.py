@@ -168,7 +168,7 @@ def _train(
         raise
     finally:
         telemetry.close()
-    _report(run, result, out, request.verb)
+    _report(run, result, task.notes, out, request.verb)
 
 
 def _require_first_weights(resolved: Resolved, verb: str) -> None:
@@ -206,7 +206,7 @@ def _require_first_weights(resolved: Resolved, verb: str) -> None:
     )
 
 
-def _report(run: runs.RunInfo, result: Any, out: Output, verb: str) -> None:
+def _report(run: runs.RunInfo, result: Any, notes: Sequence[str], out: Output, verb: str) -> None:
     scores = {name: vars(score) for name, score in (result.scores or {}).items()}
     best = run.best()
     checkpoint = run.checkpoint()
@@ -224,6 +224,7 @@ def _report(run: runs.RunInfo, result: Any, out: Output, verb: str) -> None:
             "checkpoint": checkpoint,
             "best": None if best is None else vars(best),
             "scores": scores,
+            "first_weights": list(notes),
         },
         lines,
     )

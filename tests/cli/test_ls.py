@@ -45,5 +45,14 @@ def test_runs_newest_first(xvlm: Run, pretrained: Path, monkeypatch: pytest.Monk
     assert str(pretrained) in xvlm("ls").out
 
 
+def test_a_damaged_run_is_a_warning_not_a_gap(xvlm: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "broken").mkdir(parents=True)
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
+    done = xvlm("ls", "--json")
+    (warning,) = done.document()["warnings"]
+    assert "broken" in warning
+    assert f"Warning: {warning}" in done.err
+
+
 def test_something_else_is_refused(xvlm: Run) -> None:
     assert "runs | recipes | tasks | stores" in xvlm("ls", "models").refusal(2)
