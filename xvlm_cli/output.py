@@ -33,17 +33,6 @@ class Interrupted(XvlmError):
         self.exit_code = 128 + signal_number
 
 
-class CheckFailed(XvlmError):
-    """A check that was asked for did not pass; carries the exit code of what was checked."""
-
-    def __init__(self, error: XvlmError, *, details: Sequence[str] = ()) -> None:
-        super().__init__(
-            error.what, where=error.where, try_=error.try_, details=details or error.details
-        )
-        self.exit_code = error.exit_code
-        self.code = error.code
-
-
 class Output:
     """One command's output. ``json`` and ``quiet`` are set by :func:`begin`.
 

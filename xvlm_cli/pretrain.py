@@ -27,7 +27,7 @@ Recipe = Annotated[
 ]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that win over the recipe's."),
+    typer.Argument(metavar="KEY=VALUE", help="Values that win over the recipe's."),
 ]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="End after this many.")]
 MaxSeconds = Annotated[
