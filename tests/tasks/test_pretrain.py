@@ -146,7 +146,7 @@ def test_the_official_contrastive_gradient_is_that_of_one_rank(root: Path) -> No
     for ranks in (1, 8):
         task, model = built(root, compat="official", official_ranks=ranks, losses=only)
         losses = task.losses(model, batches(task)[1], moment())
-        found[ranks] = (float(losses.total()), gradients(losses, model))
+        found[ranks] = (losses.total().item(), gradients(losses, model))
     assert found[1][0] == pytest.approx(found[8][0], rel=1e-6)
     assert set(found[1][1]) == set(found[8][1])
     for name, whole in found[1][1].items():
