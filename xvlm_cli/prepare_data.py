@@ -208,13 +208,22 @@ def _stand_in(
     overwrite: bool,
     dry_run: bool,
 ) -> None:
-    """Fill the stores that a recipe names and that are not there, each from a seed of its own."""
+    """Fill the stores that a recipe names and that are not there, each with other pictures."""
     from xvlm_core.config.resolve import resolve
+    from xvlm_core.sources.world import stand_in
     from xvlm_core.tasks.registry import stores_of
 
-    names = stores_of(resolve(recipe_name).recipe)
+    recipe = resolve(recipe_name).recipe
+    names = stores_of(recipe)
     source = SOURCES[STAND_IN]
-    first_seed = checked_options(source, options)["seed"]
+    checked_options(source, options)
+    given = {name: value for name, value in options.items() if value is not None}
+    foreign = sorted(set(given) - {"train", "val", "size", "seed", "workers"})
+    if foreign:
+        raise UsageError(
+            f"a stand-in has the splits that the recipe trains and validates on: no --{foreign[0]}",
+            try_=f"xvlm prepare-data world --as {recipe_name} -o {root}",
+        )
     kept = [name for name in names if (root / name / "manifest.json").is_file() and not overwrite]
     wanted = [name for name in names if name not in kept]
     for name in kept:
@@ -228,13 +237,22 @@ def _stand_in(
         lines = [f"would make {root / name}" for name in wanted]
         out.result({"root": root, "make": wanted, "leave": kept}, lines)
         return
+    progress = Progress(quiet=out.quiet)
+    numbers = {name: int(value) for name, value in given.items()}
+    try:
+        manifests = stand_in(
+            recipe,
+            root,
+            command=_command(),
+            progress=progress,
+            overwrite=overwrite,
+            only=wanted,
+            **numbers,
+        )
+    finally:
+        progress.close()
     documents, lines = [], []
-    for name in wanted:
-        own = {**options, "seed": first_seed + names.index(name)}
-        command = ["xvlm", "prepare-data", STAND_IN, "-o", str(root / name)]
-        for key, value in own.items():
-            command += [] if value is None else [f"--{key.replace('_', '-')}", str(value)]
-        manifest = _prepare(source, root / name, own, out, shlex.join(command), overwrite)
+    for name, manifest in manifests.items():
         documents.append(_document(root / name, manifest))
         lines += [*_balance(root / name, manifest), ""]
     lines.append(f"synthetic stand-in for {recipe_name}: coloured shapes, not the real pictures")

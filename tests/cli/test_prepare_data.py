@@ -9,6 +9,7 @@ from tests.cli.conftest import Run
 from xvlm_core.data.store import Store
 from xvlm_core.sources.registry import SOURCES
 
+FEW = ("--train", "4", "--val", "2", "--workers", "1")
 SMALL = ("--train", "4", "--val", "2", "--test", "0", "--unseen", "0", "--workers", "1")
 
 
@@ -77,7 +78,7 @@ def test_dry_run_writes_nothing(xvlm: Run, tmp_path: Path) -> None:
 
 
 def test_a_stand_in_fills_the_stores_that_a_recipe_names(xvlm: Run, tmp_path: Path) -> None:
-    words = ("prepare-data", "world", "--as", "finetune/refcoco+", "-o", "data", *SMALL)
+    words = ("prepare-data", "world", "--as", "finetune/refcoco+", "-o", "data", *FEW)
     document = xvlm(*words, "--json").document()
     assert [row["store"] for row in document["result"]["stores"]] == ["data/refcoco+"]
     assert "synthetic" in document["warnings"][0]
@@ -90,7 +91,7 @@ def test_a_stand_in_leaves_real_data_alone_and_differs_from_store_to_store(
 ) -> None:
     assert xvlm("prepare-data", "world", "-o", "data/coco", *SMALL, "--seed", "99").code == 0
     real = Store.open(tmp_path / "data" / "coco").manifest
-    words = ("prepare-data", "world", "--as", "pretrain/4m", "-o", "data", *SMALL)
+    words = ("prepare-data", "world", "--as", "pretrain/4m", "-o", "data", *FEW)
     done = xvlm(*words, "--json")
     result = done.document()["result"]
     assert result["left"] == ["coco"]
@@ -98,11 +99,19 @@ def test_a_stand_in_leaves_real_data_alone_and_differs_from_store_to_store(
     assert Store.open(tmp_path / "data" / "coco").manifest == real
     prints = [row["fingerprint"] for row in result["stores"]]
     assert len(set(prints)) == len(prints) == 3
-    # the command that is recorded makes the same store again
-    vg = Store.open(tmp_path / "data" / "vg").manifest
-    again = vg.command.replace("data/vg", "again").split()[1:]
-    assert xvlm(*again).code == 0
-    assert Store.open(tmp_path / "again").manifest.fingerprint == vg.fingerprint
+    vg, sbu = (Store.open(tmp_path / "data" / name) for name in ("vg", "sbu"))
+    assert vg.manifest.source == "world (stand-in for vg)"
+    assert any(vg[i].regions for i in range(len(vg)))
+    # what the recipe reads for its captions alone has captions alone
+    assert not any(sbu[i].regions or sbu[i].absent for i in range(len(sbu)))
+    again = xvlm("prepare-data", "world", "--as", "pretrain/4m", "-o", "again", *FEW)
+    assert again.code == 0
+    assert Store.open(tmp_path / "again" / "vg").manifest.fingerprint == vg.manifest.fingerprint
+
+
+def test_a_stand_in_has_the_splits_of_its_recipe_and_no_others(xvlm: Run) -> None:
+    words = ("prepare-data", "world", "--as", "pretrain/4m", "-o", "data", *FEW, "--unseen", "3")
+    assert "--unseen" in xvlm(*words).refusal(2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,6 +78,7 @@ def stand_in(
     workers: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    only: Collection[str] | None = None,
 ) -> dict[str, Manifest]:
     """Fill every store that a recipe names with pictures of the world.
 
@@ -95,6 +96,7 @@ def stand_in(
         workers: processes; None: all cores.
         progress: told how far it is.
         overwrite: replace stores that are there.
+        only: these stores alone; None: all that the recipe names.
 
     Returns:
         The manifests by the store's name.
@@ -107,7 +109,7 @@ def stand_in(
     captioned = data.images.stores if data.images else ()
     with_regions = data.regions.stores if data.regions else ()
     trained, validated = {*captioned, *with_regions}, set(data.validation)
-    names = sorted(trained | validated)
+    names = sorted(name for name in trained | validated if only is None or name in only)
     for name in names:
         if Path(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UsageError(f"store {name!r} is outside {root}", where="data of the recipe")

@@ -1,0 +1,133 @@
+"""Every command of the README and of the docs is executed, and ends as the page says.
+
+A block of commands carries a mark above it: ``test: exits 0 4`` (exit codes line by line),
+``test: dry-run`` (each line with ``--dry-run``), or ``test: in FILE`` (executed there instead).
+``ci: ...`` marks the two lines that ``.ci/run`` executes literally.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from xvlm_cli.app import main
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
+BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```bash\n(?P<code>.*?)```", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    mark: str
+    commands: tuple[str, ...]
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+            lines = [line.split("  #")[0].rstrip() for line in match["code"].splitlines()]
+            commands = tuple(line for line in lines if line and not line.startswith("#"))
+            found.append(Block(page, match["mark"] or "", commands))
+    return found
+
+
+BLOCKS = blocks()
+
+
+def test_every_block_says_how_it_is_executed() -> None:
+    unmarked = [f"{b.page.name}: {b.commands[0]}" for b in BLOCKS if not b.mark]
+    assert unmarked == []
+    assert len(BLOCKS) > 8
+    for block in BLOCKS:
+        kind = block.mark.split()[0]
+        assert kind in ("test:", "ci:"), block
+
+
+def executed_elsewhere(block: Block) -> Path | None:
+    if block.mark.startswith("ci:"):
+        return REPOSITORY / ".ci" / "run"
+    if block.mark.startswith("test: in "):
+        return REPOSITORY / block.mark.removeprefix("test: in ")
+    return None
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if executed_elsewhere(b)], ids=str)
+def test_blocks_executed_elsewhere_are_executed_there(block: Block) -> None:
+    place = executed_elsewhere(block)
+    assert place is not None
+    text = place.read_text(encoding="utf-8")
+    if block.mark.startswith("ci:"):
+        assert block.mark.removeprefix("ci: ") in text
+        return
+    for command in block.commands:
+        assert command in text or shlex.split(command)[0] in text, command
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the things that the pages speak of."""
+    folder = tmp_path_factory.mktemp("docs")
+    rng = np.random.default_rng(0)
+
+    def picture(path: Path, width: int = 320, height: int = 240) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+    picture(folder / "image.jpg")
+    picture(folder / "pictures" / "kitchen.jpg")
+    lines = [
+        {"image": "kitchen.jpg", "text": "a kitchen with a wooden table"},
+        {"image": "kitchen.jpg", "text": "red mug on the table", "box": [212, 140, 268, 201]},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines)
+    (folder / "mine.jsonl").write_text(text + "\n", encoding="utf-8")
+    coco = folder / "PATH" / "TO" / "COCO"
+    images, boxes, captions = [], [], []
+    for i in range(1, 5):
+        name = f"{i:012d}.jpg"
+        picture(coco / "train2017" / name)
+        images.append({"id": i, "file_name": name, "width": 320, "height": 240})
+        box = {"id": i, "image_id": i, "category_id": 1, "bbox": [20, 30, 120, 90], "iscrowd": 0}
+        boxes.append({**box, "area": 10800})
+        captions.append({"id": i, "image_id": i, "caption": "a dog on the grass"})
+    categories = [{"id": 1, "name": "dog"}]
+    (coco / "annotations").mkdir()
+    instances = {"images": images, "annotations": boxes, "categories": categories}
+    for name, tree in (
+        ("instances", instances),
+        ("captions", {"images": images, "annotations": captions}),
+    ):
+        path = coco / "annotations" / f"{name}_train2017.json"
+        path.write_text(json.dumps(tree), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if not executed_elsewhere(b)], ids=str)
+def test_commands_end_as_the_page_says(
+    block: Block, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(workplace)
+    kind = block.mark.removeprefix("test: ")
+    if kind == "dry-run":
+        expected = [0] * len(block.commands)
+    else:
+        expected = [int(code) for code in kind.removeprefix("exits ").split()]
+    assert len(expected) == len(block.commands), "one exit code a command"
+    for command, code in zip(block.commands, expected, strict=True):
+        words = shlex.split(command)
+        assert words[0] == "xvlm", command
+        arguments = words[1:] + (["--dry-run"] if kind == "dry-run" else [])
+        assert main(arguments) == code, f"{command}\n{capsys.readouterr().err}"
+        capsys.readouterr()
