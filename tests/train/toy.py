@@ -181,6 +181,8 @@ def run_toy(
 ) -> TrainResult:
     """Train the toy in ``folder``; continue if the run is there."""
     torch.set_num_threads(1)
+    # loader processes of a killed process look for it this often (seconds; torch: 5)
+    torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.1
     recipe = recipe or toy_recipe()
     resume = (folder / "run.json").exists()
     if resume:
@@ -195,6 +197,7 @@ _CONTEXT.set_forkserver_preload(
     [
         "torch",
         "torch.utils.data",
+        "torch._dynamo",
         "safetensors.torch",
         "pydantic",
         "rich.progress",
@@ -204,9 +207,15 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
+def _child(function: Any, arguments: tuple[Any, ...]) -> None:
+    # the context of this process's children: a fork server started here would die with it
+    multiprocessing.set_start_method("fork", force=True)
+    function(*arguments)
+
+
 def in_process(function: Any, *arguments: Any) -> int:
     """Run in a fresh process; its exit code (negative: the signal that ended it)."""
-    process = _CONTEXT.Process(target=function, args=arguments)
+    process = _CONTEXT.Process(target=_child, args=(function, arguments))
     process.start()
     process.join(120)
     assert process.exitcode is not None, "the process hangs"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -74,28 +76,35 @@ def feed_from(feed: Feed, first_step: int, workers: int) -> Generator[Sequence[B
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # or else it would draw from the model's random numbers
     )
-    iterator = iter(loader)
+    iterator = _iterate(loader)
     try:
         while True:
             item = next(iterator)
             if isinstance(item, XvlmError):
                 raise item
             yield item
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        raise worker_died(error) or error from error
+    except (RuntimeError, OSError, EOFError) as error:
+        # what the feed itself raised in a worker begins with "Caught"
+        if workers == 0 or str(error).startswith("Caught"):
+            raise
+        raise DataError(
+            "a loader process died", where=str(error), try_="data.workers=0, or more memory"
+        ) from error
     finally:
-        # at once: a traceback may keep the iterator, and with it the workers, alive
+        # now: a traceback may keep the iterator, and with it the workers, alive for long
         getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
-def worker_died(error: Exception) -> DataError | None:
-    """The error to show if a loader process was killed.
+def _iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the workers, without torch's handler of SIGCHLD.
 
-    torch raises it wherever the main process happens to be when it learns of it.
+    It raises in the main process wherever that happens to be when a worker dies (inside a lock,
+    say: a dead-lock). Without it the next batch that is asked for raises, some seconds later.
     """
-    if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-        return None
-    return DataError(
-        f"a loader process died: {str(error).splitlines()[0]}",
-        try_="data.workers=0, or more (shared) memory",
-    )
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)

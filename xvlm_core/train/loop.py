@@ -25,7 +25,7 @@ from xvlm_core.tasks.base import Batch, Losses, Moment, Score, Scores, Task
 from xvlm_core.train import checkpoint
 from xvlm_core.train.engines.torch import TorchEngine, pick_device
 from xvlm_core.train.evaluation import evaluate
-from xvlm_core.train.feeding import feed_from, worker_died
+from xvlm_core.train.feeding import feed_from
 from xvlm_core.train.files import json_bytes, write_atomically
 from xvlm_core.train.interrupts import Interrupts
 from xvlm_core.train.optim import build_optimizer, parameter_groups, set_lr
@@ -90,9 +90,6 @@ def train(
         except DivergedError:
             run.with_status("diverged")
             raise
-        except RuntimeError as error:
-            run.with_status("interrupted")
-            raise worker_died(error) or error from error
         except BaseException:
             run.with_status("interrupted")
             raise
