@@ -15,6 +15,7 @@ from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from xvlm_core.errors import OutputError
 
@@ -97,7 +98,9 @@ def describe(line: Line, outlook: Outlook) -> str:
     total = f"/{outlook.total}" if outlook.total is not None else ""
     words = [f"step {line['step']}{total}"]
     if line["kind"] == "eval":
-        words += [f"{name} {score['value']:.4f}" for name, score in line["scores"].items()]
+        for name, score in line["scores"].items():
+            value = score["value"]
+            words.append(f"{name} -" if value is None else f"{name} {value:.4f}")
         return "  ".join(words)
     words += [f"{name} {value:.3f}" for name, value in line.items() if name not in NOT_LOSSES]
     words.append(f"lr {line['lr']:.2e}")
@@ -141,10 +144,12 @@ class BarSink:
 
     def __init__(self, stream: TextIO) -> None:
         self._progress = Progress(
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16, table_column=Column(width=16)),
+            TextColumn("{task.percentage:>3.0f}%", table_column=Column(width=4)),
+            # wraps where the terminal is narrow: nothing is cut off
+            TextColumn("{task.description}", markup=False, table_column=Column(ratio=1)),
             console=Console(file=stream),
+            expand=True,
         )
         self._bar: TaskID | None = None
 
