@@ -115,3 +115,7 @@ def test_a_few_steps_find_the_boxes_of_a_picture(root: Path) -> None:
         optimizer.step()
     assert losses.parts["box_l1"].item() < 0.2
     assert losses.parts["matching"].item() < 0.3
+    with torch.no_grad():
+        said = model.ground(batch.pictures_ICHW, batch.texts, batch.picture_of_text_B)
+    assert said.match_probability_B[batch.present_B].min() > 0.5
+    assert said.match_probability_B[~batch.present_B].max() < 0.5
