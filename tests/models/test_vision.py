@@ -122,3 +122,14 @@ def test_stochastic_depth_is_for_training_alone() -> None:
         assert torch.equal(encoder(pictures), encoder(pictures))
         encoder.train()
         assert not torch.equal(encoder(pictures), encoder(pictures))
+
+
+def test_tokens_of_the_convolutional_stem_are_centred_on_their_patches() -> None:
+    encoder = VisionEncoder(vit(conv_stem=True, sine_positions=True, image_size=128))
+    stem = encoder.backbone.patch_embed.stem.eval()
+    picture = torch.randn(1, 3, 128, 128, requires_grad=True)
+    (grad,) = torch.autograd.grad(stem(picture)[0, :, 3, 4].square().sum(), picture)
+    for axis, index in ((1, 3), (0, 4)):
+        seen = grad.abs().sum(dim=(0, 1)).sum(dim=axis).nonzero()[:, 0]
+        centre = (seen[0] + seen[-1]).item() / 2
+        assert abs(centre - (16 * index + 7.5)) <= 1.5

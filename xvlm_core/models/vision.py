@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.levit import Stem16
+from timm.models.levit import ConvNorm
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -39,14 +39,22 @@ def sine_positions(grid: int, width: int) -> Tensor:
 
 
 class ConvStem(nn.Module):
-    """Four stride-2 convolutions in place of the ViT patch projection (timm's LeViT stem)."""
+    """Four stride-2 convolutions in place of the ViT patch projection (as LeViT's, by timm).
+
+    The last two have even kernels, so that a token is centred on its patch to 1.5 px (odd ones
+    would centre it on the patch's first pixel, 7.5 px away from what region masks mean by it).
+    """
 
     def __init__(self, img_size: int, patch_size: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
         assert patch_size == 16, "the convolutional stem has stride 16"
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.stem = Stem16(3, embed_dim, act_layer=nn.GELU)
+        widths = (3, embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim)
+        layers: list[nn.Module] = []
+        for number, kernel in enumerate((3, 3, 4, 4)):
+            layers += [ConvNorm(widths[number], widths[number + 1], kernel, 2, 1), nn.GELU()]
+        self.stem = nn.Sequential(*layers[:-1])
 
     def forward(self, pictures_ICHW: Tensor) -> Tensor:
         """Tokens ``(I, P, D)``."""
