@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.train.toy import ToyFeed, ToyTask, in_process, run_toy, toy_recipe
 from xvlm_core.errors import CheckpointError, DataError, DivergedError, OutputError
 from xvlm_core.train import checkpoint, runs
+from xvlm_core.train.loop import update_generator
 from xvlm_core.train.telemetry import TIMES
 
 
@@ -118,8 +119,6 @@ def test_not_finite_stops_before_the_update_and_names_step_records_and_checkpoin
     report = json.loads((tmp_path / "run" / "diverged.json").read_text())
     assert report["records"] == [f"11-{i}" for i in range(5)]
     assert runs.read(tmp_path / "run").status == "diverged"
-    # the parameters are those after step 10
-    run_toy(tmp_path / "ten", recipe=toy_recipe(schedule={"max_steps": 20, "kind": "constant"}))
     assert task.model is not None
     assert task.model.updates_seen == 10 + 3  # steps 3, 6 and 9 have two updates
     assert all(p.isfinite().all() for p in task.model.parameters())
@@ -287,3 +286,40 @@ def test_an_update_without_any_loss_is_counted_and_not_made(tmp_path: Path) -> N
     assert task.model is not None
     assert task.model.updates_seen == 1
     assert lines(tmp_path / "run")[0]["counts"] == {"seen": 5, "empty_updates": 1}
+
+
+def test_each_update_has_draws_of_its_own() -> None:
+    places = [(seed, step, number) for seed in (0, 1) for step in (1, 2) for number in (0, 1)]
+    first = [torch.rand(1, generator=update_generator(*place)).item() for place in places]
+    assert len(set(first)) == len(places)
+    again = [torch.rand(1, generator=update_generator(*place)).item() for place in places]
+    assert again == first
+
+
+def test_a_parameter_without_a_loss_is_not_moved_by_its_momentum(tmp_path: Path) -> None:
+    class Once(ToyTask):
+        def losses(self, model: Any, batch: Any, moment: Any) -> Any:
+            losses = super().losses(model, batch, moment)
+            if moment.step == 1:
+                return type(losses)({**losses.parts, "late": (model.late - 2) ** 2}, {})
+            if moment.step == 2:
+                self.after_one = model.late.item()
+            return losses
+
+    task = Once()
+    task.signal_at = (5, signal.SIGTERM)  # in the first half there is no such loss
+    run_toy(tmp_path / "run", task)
+    assert task.model is not None
+    assert task.after_one != 1.0
+    assert task.model.late.item() == task.after_one
+
+
+def test_a_draw_from_scores_that_are_not_finite_is_divergence(tmp_path: Path) -> None:
+    class Draws(ToyTask):
+        def losses(self, model: Any, batch: Any, moment: Any) -> Any:
+            if moment.step == 2:
+                torch.multinomial(torch.tensor([float("nan"), 1.0]), 1)
+            return super().losses(model, batch, moment)
+
+    with pytest.raises(DivergedError, match="step 2"):
+        run_toy(tmp_path / "run", Draws())

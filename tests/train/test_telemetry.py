@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -97,11 +98,16 @@ def test_the_log_is_cut_back_to_the_step_and_a_torn_line_goes(tmp_path: Path) ->
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be written"):
         MetricsFile(tmp_path / "metrics.jsonl", keep_to_step=0)
     full = MetricsFile(tmp_path / "log.jsonl", keep_to_step=0)
-    full._stream = open("/dev/full", "w")
+    full._stream = Full()
     with pytest.raises(OutputError, match="No space left"):
         full.line(LINE, OUTLOOK)
