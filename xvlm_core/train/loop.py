@@ -257,14 +257,16 @@ class _Loop:
             report, json_bytes({"step": moment.step, "values": shown, "records": record_ids})
         )
         good = self.run_info.newest_checkpoint()
+        lower = f"optim.lr={self.recipe.optim.lr / 2:.1e}"
         more = len(record_ids) - _NAMED_RECORDS
         return DivergedError(
             f"{', '.join(bad)} not finite at step {moment.step}; the update was not made",
             where=f"{len(record_ids)} records, all in {report}",
+            # to resume would come to the same step in the same way
             try_=(
-                f"--resume with a lower optim.lr (the last good checkpoint is {good})"
+                f"a new run from the last good checkpoint: init.checkpoint={good} {lower}"
                 if good
-                else "start again with a lower optim.lr (there is no checkpoint yet)"
+                else f"start again with {lower} (there is no checkpoint yet)"
             ),
             details=[
                 "records: "
