@@ -42,8 +42,10 @@ def test_a_line_says_what_was_computed_the_rate_the_wait_and_what_was_dropped() 
     )
     assert describe({**LINE, "dropped": {}}, Outlook(30, None, 0.3, None)).startswith("step 30  ")
     scores = {"accuracy": {"value": 0.5}, "nothing": {"value": None}}
-    line = {"kind": "eval", "step": 3, "scores": scores}
+    line = {"kind": "eval", "step": 3, "scores": scores, "dropped": {}}
     assert describe(line, OUTLOOK) == "step 3/100  accuracy 0.5000  nothing -"
+    lost = describe({**line, "dropped": {"empty text": 2}}, OUTLOOK)
+    assert lost.endswith("dropped 2 (2 empty text)")
     assert duration(3723) == "1:02:03"
 
 
@@ -51,7 +53,8 @@ def test_a_run_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path: Path)
     stream = io.StringIO()
     run_toy(tmp_path / "run", telemetry=console_telemetry(stream=stream))
     told = stream.getvalue().splitlines()
-    assert told[0].startswith("parameters: ")
+    assert told[0] == "weights from a seed"
+    assert told[1].startswith("parameters: ")
     assert sum(line.startswith("step 20/20  square") for line in told) == 1
     assert sum("closeness" in line for line in told) == 4
     assert "\x1b" not in stream.getvalue()

@@ -88,6 +88,7 @@ class ToyModel(nn.Module):
 class ToyTask:
     name: str = "pretrain"
     selection: str | None = "closeness"
+    notes: list[str] = field(default_factory=lambda: ["weights from a seed"])
     with_validation: bool = True
     toy_feed: ToyFeed = field(default_factory=ToyFeed)
     kill_at: int | None = None  # SIGKILL to the training process

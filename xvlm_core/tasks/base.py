@@ -106,6 +106,8 @@ class Task(Protocol):
     name: str
     selection: str | None
     """Name of the score that selects the best checkpoint (greater is better), if any."""
+    notes: list[str]
+    """What is worth saying once the model is built: where its first weights come from."""
 
     def build_model(self) -> nn.Module:
         """A fresh model, initialised as the recipe says."""

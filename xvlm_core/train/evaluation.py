@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,6 +12,14 @@ from torch import nn
 from xvlm_core.tasks.base import Prediction, Scores, Task
 from xvlm_core.train.engines.torch import Precision, autocast
 from xvlm_core.train.state import random_state, set_random_state
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The scores, and the items that could not be asked, by reason."""
+
+    scores: Scores
+    dropped: dict[str, int]
 
 
 @torch.no_grad()
@@ -20,7 +30,7 @@ def evaluate(
     precision: Precision = "fp32",
     *,
     stop: Callable[[], bool] = lambda: False,
-) -> Scores | None:
+) -> Evaluated | None:
     """Predict every validation item once, and score.
 
     The model's mode and torch's random numbers are afterwards as before: training goes the same
@@ -34,15 +44,17 @@ def evaluate(
         stop: asked before each batch.
 
     Returns:
-        The scores (empty where there is no validation data); None when stopped.
+        The scores (none where there is no validation data) and what was dropped; None when stopped.
     """
     random, training = random_state(), model.training
     model.eval()
     predictions: list[Prediction] = []
+    dropped: Counter[str] = Counter()
     try:
         for batch in task.validation():
             if stop():
                 return None
+            dropped.update(batch.dropped)
             with autocast(device, precision):
                 predictions += task.predict(model, batch.to(device))
     finally:
@@ -50,4 +62,4 @@ def evaluate(
         set_random_state(random)
     ids = [prediction["id"] for prediction in predictions]
     assert len(set(ids)) == len(ids), "an id was predicted twice"
-    return task.score(predictions) if predictions else {}
+    return Evaluated(task.score(predictions) if predictions else {}, dict(dropped))

@@ -114,6 +114,8 @@ class _Loop:
             torch.set_num_threads(recipe.train.threads)
         torch.manual_seed(recipe.seed)
         model = task.build_model().to(device)
+        for note in task.notes:
+            telemetry.note(note)
         model.train()
         groups = parameter_groups(
             model,
@@ -312,13 +314,15 @@ class _Loop:
         if self.at.step in self.evaluated:
             return
         engine = self.engine
-        scores = evaluate(self.task, engine.model, engine.device, engine.precision, stop=self._stop)
-        if scores is None:
+        made = evaluate(self.task, engine.model, engine.device, engine.precision, stop=self._stop)
+        if made is None:
             return
+        scores = made.scores
         step = self.at.step
         if scores:
             written = {name: _json_score(score) for name, score in scores.items()}
-            self._tell({"kind": "eval", "step": step, "scores": written})
+            line = {"kind": "eval", "step": step, "scores": written, "dropped": made.dropped}
+            self._tell(line)
         self._consider(step, scores)
         if self.at.best is not None and self.at.best != self.published_best:
             self._save()

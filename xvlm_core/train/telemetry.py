@@ -101,17 +101,22 @@ def describe(line: Line, outlook: Outlook) -> str:
         for name, score in line["scores"].items():
             value = score["value"]
             words.append(f"{name} -" if value is None else f"{name} {value:.4f}")
-        return "  ".join(words)
+        return "  ".join([*words, *_dropped(line)])
     words += [f"{name} {value:.3f}" for name, value in line.items() if name not in NOT_LOSSES]
     words.append(f"lr {line['lr']:.2e}")
     words.append(f"{line['pictures_per_s']:.1f} pictures/s")
     words.append(f"waiting for data {line['data_wait']:.0%}")
     if outlook.seconds_left is not None:
         words.append(f"{duration(outlook.seconds_left)} left")
-    if line["dropped"]:
-        parts = ", ".join(f"{n} {reason}" for reason, n in sorted(line["dropped"].items()))
-        words.append(f"dropped {sum(line['dropped'].values())} ({parts})")
-    return "  ".join(words)
+    return "  ".join([*words, *_dropped(line)])
+
+
+def _dropped(line: Line) -> list[str]:
+    counts = line["dropped"]
+    if not counts:
+        return []
+    parts = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+    return [f"dropped {sum(counts.values())} ({parts})"]
 
 
 def duration(seconds: float) -> str:
