@@ -192,14 +192,8 @@ def _evaluate(predictor: Predictor, store: Store, split: str) -> Scores:
 
     from xvlm_core.tasks import grounding_eval
 
-    info = predictor.info
-    evaluation = grounding_eval.GroundingEvaluation(
-        [store],
-        split,
-        predictor.tokenizer,
-        image_size=info.config.vision.image_size,
-        max_words=info.max_words,
-        max_tokens=info.max_tokens,
+    evaluation = grounding_eval.GroundingEvaluation.of_model(
+        [store], split, predictor.tokenizer, predictor.info
     )
     with torch.no_grad():
         predictions = [

@@ -125,14 +125,8 @@ def _predict(
 
     predictor = Predictor.from_folder(folder, device)
     info = predictor.info
-    evaluation = GroundingEvaluation(
-        [store],
-        split,
-        predictor.tokenizer,
-        image_size=info.config.vision.image_size,
-        max_words=info.max_words,
-        max_tokens=info.max_tokens,
-        limit=limit,
+    evaluation = GroundingEvaluation.of_model(
+        [store], split, predictor.tokenizer, predictor.info, limit=limit
     )
     progress = Progress(quiet=out.quiet)
     predictions: list[dict[str, Any]] = []

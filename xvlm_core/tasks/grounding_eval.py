@@ -33,6 +33,7 @@ from xvlm_core.metrics.calibration import ece, roc_auc
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.tasks.base import Prediction, Score, Scores
+from xvlm_core.weights.folder import ModelInfo
 
 BoxXYXY = tuple[float, float, float, float]
 
@@ -85,6 +86,27 @@ class GroundingEvaluation:
         self.places = places[:limit]
         self.dropped: Counter[str] = Counter()
         self.examples: list[str] = []
+
+    @classmethod
+    def of_model(
+        cls,
+        stores: Sequence[Store],
+        split: str,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        *,
+        limit: int | None = None,
+    ) -> GroundingEvaluation:
+        """Pictures and phrases as a model wants them."""
+        return cls(
+            stores,
+            split,
+            tokenizer,
+            image_size=info.config.vision.image_size,
+            max_words=info.max_words,
+            max_tokens=info.max_tokens,
+            limit=limit,
+        )
 
     def batches(self) -> Iterator[GroundingBatch]:
         """Batches of whole pictures with all their phrases, present and absent."""

@@ -2,110 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from xvlm_core.config.schema import Recipe
-from xvlm_core.data.batches import GroundingBatch, PretrainBatch
+from xvlm_core.data.batches import PretrainBatch
 from xvlm_core.data.feeds import PretrainFeed
-from xvlm_core.data.samples import SampleMaker
+from xvlm_core.data.store import Store
 from xvlm_core.models.sizes import ALL_HEADS
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.objectives.box import box_losses, nearest_targets
 from xvlm_core.objectives.contrastive import contrastive_loss
 from xvlm_core.objectives.masked_lm import masked_lm_loss
 from xvlm_core.objectives.matching import matching_loss
-from xvlm_core.tasks import grounding_eval
-from xvlm_core.tasks.base import Batch, Losses, Moment, Prediction, Scores
-from xvlm_core.tasks.building import (
-    initialise,
-    model_shape,
-    open_stores,
-    open_validation,
-    sample_settings,
-    start_from_checkpoint,
-    tokenizer_of,
-)
+from xvlm_core.tasks.base import Batch, Losses, Moment
+from xvlm_core.tasks.building import open_stores
 from xvlm_core.tasks.pretrain_forward import Wanted, pretrain_forward
-from xvlm_core.weights import official as official_weights
-from xvlm_core.weights.folder import ModelInfo, load_weights, save_model_folder
+from xvlm_core.tasks.recipe_task import RecipeTask
 
 
-class PretrainTask:
+class PretrainTask(RecipeTask):
     """Contrastive, matching, masked-language and box losses; scored by grounding, if at all."""
 
     name = "pretrain"
+    about = "pre-trained"
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
-        self.recipe = recipe
-        self.start_from = start_from
-        self.tokenizer = tokenizer_of(recipe, start_from)
-        self.config = model_shape(recipe, self.tokenizer, ALL_HEADS)
-        self.notes: list[str] = []
+        super().__init__(recipe, ALL_HEADS, start_from)
         data = recipe.data
         self.image_stores = open_stores(recipe, data.images.stores) if data.images else []
         self.region_stores = open_stores(recipe, data.regions.stores) if data.regions else []
-        self.validation_stores = open_validation(recipe)
-        self.selection = grounding_eval.SELECTION if self.validation_stores else None
 
-    # ------------------------------------------------------------------ model
-
-    def build_model(self) -> nn.Module:
-        """A model with every head, from the weights that the recipe names."""
-        model = XVLM(self.config)
-        if self.start_from is not None:
-            self.notes += start_from_checkpoint(model, self.start_from)
-        else:
-            self.notes += initialise(model, self.recipe)
-        return model
-
-    def save_model(self, model: nn.Module, folder: Path) -> None:
-        """Write a model folder."""
-        assert isinstance(model, XVLM)
-        save_model_folder(folder, model, self.tokenizer, self.info())
-
-    def load_weights(self, model: nn.Module, folder: Path) -> None:
-        """Load a checkpoint of this very task (resume)."""
-        assert isinstance(model, XVLM)
-        load_weights(model, folder)
-
-    def official_name(self, name: str) -> str:
-        """What the released code calls a parameter (its weight decay goes by names)."""
-        return official_weights.official_name(name)
-
-    def info(self) -> ModelInfo:
-        """What the model folder says of the model."""
-        stores = [*self.image_stores, *self.region_stores]
-        names = dict.fromkeys(f"{store.name} ({store.manifest.source})" for store in stores)
-        return ModelInfo(
-            task=self.name,
-            about=f"X-VLM {self.config.size}, pre-trained",
-            trained_on=", ".join(names),
-            max_words=self.recipe.text.max_words,
-            max_tokens=self.recipe.text.max_tokens,
-            config=self.config,
-        )
-
-    # ------------------------------------------------------------------ training
+    def training_stores(self) -> Sequence[Store]:
+        """Those of ``data.images`` and ``data.regions``."""
+        return [*self.image_stores, *self.region_stores]
 
     def feed(self) -> PretrainFeed:
         """Pictures with captions and pictures with regions, mixed as the recipe says."""
-        settings = sample_settings(self.recipe, self.config)
-        maker = SampleMaker(settings, self.tokenizer, self.recipe.seed)
-        return PretrainFeed(self.recipe, self.image_stores, self.region_stores, maker)
+        return PretrainFeed(self.recipe, self.image_stores, self.region_stores, self.sample_maker())
 
     def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> Losses:
         """The losses of one update: five where the batch has regions, else three (Eq. 8)."""
         assert isinstance(model, XVLM)
         assert isinstance(batch, PretrainBatch)
         recipe = self.recipe
-        weights = {
-            name: loss.weight
-            for name, loss in recipe.losses
-            if loss.weight > 0 and moment.progress >= loss.start
-        }
+        weights = self.loss_weights(moment)
         boxes = {"box_l1", "box_giou"} & set(weights)
         official = recipe.compat == "official"
         model.clamp_temperature()
@@ -142,28 +85,3 @@ class PretrainTask:
             parts |= {"box_l1": box.l1, "box_giou": box.giou}
         counts = {**batch.counts, "rows_without_negative": out.rows_without_negative}
         return Losses({n: v for n, v in parts.items() if n in weights}, weights, counts)
-
-    # ------------------------------------------------------------------ validation
-
-    def validation(self) -> Iterator[GroundingBatch]:
-        """Phrases of the validation stores, each once."""
-        data, text = self.recipe.data, self.recipe.text
-        return grounding_eval.GroundingEvaluation(
-            self.validation_stores,
-            data.validation_split,
-            self.tokenizer,
-            image_size=self.config.vision.image_size,
-            max_words=text.max_words,
-            max_tokens=text.max_tokens,
-            limit=data.validation_limit,
-        ).batches()
-
-    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """Boxes and probabilities of phrases."""
-        assert isinstance(model, XVLM)
-        assert isinstance(batch, GroundingBatch)
-        return grounding_eval.predict(model, batch)
-
-    def score(self, predictions: Sequence[Prediction]) -> Scores:
-        """Box accuracy and presence."""
-        return grounding_eval.score(predictions, self.recipe.data.validation_split)
