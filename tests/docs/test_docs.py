@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from xvlm_cli.app import main
+from xvlm_core.inference.checkpoints import builtin_folder
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
 PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
@@ -86,6 +88,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(path)
 
     picture(folder / "image.jpg")
+    builtin = builtin_folder()
+    assert builtin is not None
+    shutil.copytree(builtin, folder / "demo" / "runs" / "grounding")  # in place of a demo's
     picture(folder / "pictures" / "kitchen.jpg")
     lines = [
         {"image": "kitchen.jpg", "text": "a kitchen with a wooden table"},

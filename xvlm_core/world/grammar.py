@@ -7,12 +7,14 @@ lower case without punctuation, so the cleaning of captions leaves them as they 
 from __future__ import annotations
 
 import string
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from xvlm_core.data.records import Answer, Question, Record, Region, Statement
 from xvlm_core.world import texts
+from xvlm_core.world.foreign import foreign_phrase
 from xvlm_core.world.referring import (
     CORNERS,
     RELATIONS,
@@ -32,7 +34,7 @@ from xvlm_core.world.scenes import (
 )
 
 SOURCE = "world"
-_TEXT_STREAM, _PAIR_STREAM = 1, 2
+_TEXT_STREAM, _PAIR_STREAM, _FOREIGN_STREAM = 1, 2, 3
 """Texts have their own random numbers: the pictures do not change with the grammar."""
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,8 +52,8 @@ def world_record(
     """Picture ``index`` of a split with all its texts.
 
     ``meta`` has ``phrase_kinds`` (label, attribute, superlative, relation, pair or unseen; one
-    for each region), ``absent_kinds`` (random or hard), ``absent_like`` (the kind of region that
-    each is worded as), ``question_kinds``, and ``scene`` (what stands where).
+    for each region), ``absent_kinds`` (random, hard, or foreign: of words that the world does not
+    know), ``absent_like`` (the kind of region that each is worded as), ``question_kinds``, and ``scene`` (what stands where).
 
     Args:
         seed: one seed, one world.
@@ -70,6 +72,7 @@ def world_record(
     identity = f"{SOURCE}-{split}-{index:06d}"
     phrases = phrases_of(scene, rng)
     absent = absent_of(scene, split, rng)
+    foreign = foreign_phrase(generator(seed, split, index, _FOREIGN_STREAM), _known_words())
     captions = texts.captions_of(scene, rng)
     asked = texts.questions_of(scene, split, phrases, rng)
     record = Record(
@@ -79,7 +82,7 @@ def world_record(
         height=scene.height,
         captions=tuple(captions),
         regions=tuple(Region(p.text, p.box_xyxy_px, p.region_kind) for p in phrases),
-        absent=tuple(a.text for a in absent),
+        absent=(*(a.text for a in absent), foreign),
         questions=tuple(
             Question(f"{identity}-q{i}", q.question, (Answer(q.answer),))
             for i, q in enumerate(asked)
@@ -89,8 +92,8 @@ def world_record(
         meta={
             "seed": seed,
             "phrase_kinds": [p.kind for p in phrases],
-            "absent_kinds": [a.kind for a in absent],
-            "absent_like": [a.like for a in absent],
+            "absent_kinds": [*(a.kind for a in absent), "foreign"],
+            "absent_like": [*(a.like for a in absent), "foreign"],
             "question_kinds": [q.kind for q in asked],
             "scene": [shape.describe() for shape in scene.shapes],
         },
@@ -131,8 +134,16 @@ def pair_record(
     return record, (draw(left), draw(right))
 
 
+@lru_cache(maxsize=1)
+def _known_words() -> frozenset[str]:
+    return frozenset(vocabulary())
+
+
 def vocabulary() -> list[str]:
-    """Every word that a text or an answer of the world can have, sorted."""
+    """Every word that a text or an answer of the world can have, sorted.
+
+    Foreign absent phrases are made of words that are not among them.
+    """
     templates = (
         *texts.ONE_TEMPLATES,
         *texts.TWO_TEMPLATES,
