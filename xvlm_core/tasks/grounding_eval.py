@@ -352,9 +352,9 @@ def _presence_scores(
             convention = "ROC area, absent phrases against present ones worded alike"
             scores[f"presence AUC{name}"] = Score(area, split, convention, n)
     for kind in kinds:
-        some = [p["probability"] >= 0.5 for p in absent if p["kind"] == kind]
+        alarms = [float(p["probability"] >= 0.5) for p in absent if p["kind"] == kind]
         scores[f"false alarms [{kind}]"] = Score(
-            sum(some) / len(some), split, "absent phrases said to be there, at 0.5", len(some)
+            sum(alarms) / len(alarms), split, "absent phrases said to be there, at 0.5", len(alarms)
         )
     rows = [*present, *absent]
     error = ece([p["probability"] for p in rows], [p["present"] for p in rows])

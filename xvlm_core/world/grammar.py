@@ -53,7 +53,8 @@ def world_record(
 
     ``meta`` has ``phrase_kinds`` (label, attribute, superlative, relation, pair or unseen; one
     for each region), ``absent_kinds`` (random, hard, or foreign: of words that the world does not
-    know), ``absent_like`` (the kind of region that each is worded as), ``question_kinds``, and ``scene`` (what stands where).
+    know), ``absent_like`` (the kind of region that each is worded as), ``question_kinds``, and
+    ``scene`` (what stands where).
 
     Args:
         seed: one seed, one world.
