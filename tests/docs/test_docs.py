@@ -2,7 +2,7 @@
 
 A block of commands carries a mark above it: ``test: exits 0 4`` (exit codes line by line) or
 ``test: dry-run`` (each line with ``--dry-run``). ``ci: ...`` marks the two lines that ``.ci/run``
-executes literally, ``setup: ...`` what makes a checkout. Pages are read in order, as a reader would:
+executes literally, ``setup: ...`` what makes a checkout. Pages are read in order, as by a reader:
 a later command may use what an earlier one made.
 """
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from xvlm_core.models.sizes import SIZES, ModelConfig
 
 TaskName = Literal["pretrain", "grounding"]
-LossName = Literal["contrastive", "matching", "masked_lm", "box_l1", "box_giou"]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -103,6 +102,11 @@ class RegionsSection(_Section):
     min_perc_in_image: Fraction = Field(
         0.5, description="a box is kept if more than this share of it is inside the crop"
     )
+    tokenized: bool = Field(
+        False,
+        description="texts are word pieces with spaces between, taken as they are (the released "
+        "16M regions); false: texts are cleaned",
+    )
     absent: int = Field(
         0, ge=0, description="texts a picture known NOT to be in it, for matching (0: none)"
     )
@@ -124,8 +128,10 @@ class DataSection(_Section):
     validation_split: str = Field("val", description="split of the validation stores")
     validation_limit: int | None = Field(None, gt=0, description="at most this many pictures")
     train_split: str = Field("train", description="split that is trained on")
-    careful_flip: bool = Field(
-        True, description="never mirror a picture whose text has the word left or right"
+    careful_flip: bool | None = Field(
+        None,
+        description="never mirror a picture whose text has the word left or right; null: as true, "
+        "but false in pre-training under compat=official, as released",
     )
     augment: bool = Field(True, description="random crop, flip and RandAugment in training")
     workers: int = Field(4, ge=0, description="loader processes a rank")

@@ -170,7 +170,8 @@ class GroundingFeed:
         assert regions is not None, "the grounding task reads data.regions"
         self.recipe = recipe
         self.maker = maker
-        self.negatives = regions.absent
+        # absent phrases serve matching alone
+        self.negatives = regions.absent if recipe.losses.matching.weight > 0 else 0
         self.stream = StoreStream(
             stores, recipe.data.train_split, regions.max_images, recipe.seed, "regions"
         )

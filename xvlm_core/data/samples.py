@@ -50,6 +50,8 @@ class SampleSettings:
         absent: texts a picture that are known not to be in it.
         augment: random crop, flip and RandAugment; else the whole picture, resized.
         careful_flip: no mirroring where a text names a side.
+        tokenized_regions: texts of region samples are word pieces with spaces between: neither
+            cleaned nor lower-cased (the released 16M regions).
         compat_official: reproduce the released code's habits (official.md 6).
     """
 
@@ -67,6 +69,7 @@ class SampleSettings:
     absent: int = 0
     augment: bool = True
     careful_flip: bool = True
+    tokenized_regions: bool = False
     compat_official: bool = False
 
 

@@ -87,18 +87,22 @@ def _read_tokenizer(path: Path, try_: str) -> Tokenizer:
 def sample_settings(recipe: Recipe, config: ModelConfig) -> SampleSettings:
     """How records become samples, from the recipe and the shape of the model."""
     data, text, regions = recipe.data, recipe.text, recipe.data.regions
+    official = recipe.compat == "official"
+    careful_flip = data.careful_flip
+    if careful_flip is None:  # the released pre-training mirrors whatever the text says
+        careful_flip = not (official and recipe.task == "pretrain")
     settings = SampleSettings(
         image_size=config.vision.image_size,
         grid=config.vision.grid,
         max_words=text.max_words,
-        max_tokens=text.max_tokens,
+        max_tokens=token_limit(recipe, config),
         mask_prob=text.mask_prob,
         max_masks=text.max_masks,
         skipgram_prb=text.skipgram_prb,
         skipgram_size=text.skipgram_size,
         augment=data.augment,
-        careful_flip=data.careful_flip,
-        compat_official=recipe.compat == "official",
+        careful_flip=careful_flip,
+        compat_official=official,
     )
     if regions is None:
         return settings
@@ -108,11 +112,23 @@ def sample_settings(recipe: Recipe, config: ModelConfig) -> SampleSettings:
         caption=regions.caption,
         min_inside=regions.min_perc_in_image,
         absent=regions.absent,
+        tokenized_regions=regions.tokenized,
     )
 
 
+def token_limit(recipe: Recipe, config: ModelConfig) -> int:
+    """Most tokens of a text. The released fine-tuning for grounding cuts no text."""
+    if recipe.compat == "official" and recipe.task == "grounding":
+        return config.text.max_positions
+    return recipe.text.max_tokens
+
+
 def model_shape(recipe: Recipe, tokenizer: Tokenizer, heads: tuple[Head, ...]) -> ModelConfig:
-    """The shape of a recipe's model, with the vocabulary of its tokenizer."""
+    """The shape of a recipe's model, with the vocabulary of its tokenizer.
+
+    Raises:
+        ConfigError: the model has fewer positions than a text may have tokens.
+    """
     config = recipe.model.shape(vocab_size=tokenizer.vocab_size, heads=heads)
     if config.text.max_positions < recipe.text.max_tokens:
         raise ConfigError(

@@ -42,6 +42,12 @@ class GroundingTask(RecipeTask):
                 where="data.regions",
                 try_="data.regions.stores=[...] (xvlm ls stores shows those that are there)",
             )
+        if recipe.losses.matching.weight > 0 and recipe.data.regions.absent == 0:
+            raise ConfigError(
+                "matching would see phrases that are there alone, and learn to say yes to anything",
+                where="data.regions.absent",
+                try_="data.regions.absent=1, or losses.matching.weight=0",
+            )
         super().__init__(recipe, HEADS, start_from)
         self.stores = open_stores(recipe, recipe.data.regions.stores)
 

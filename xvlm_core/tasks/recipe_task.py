@@ -22,6 +22,7 @@ from xvlm_core.tasks.building import (
     open_validation,
     sample_settings,
     start_from_checkpoint,
+    token_limit,
     tokenizer_of,
 )
 from xvlm_core.weights import official as official_weights
@@ -83,7 +84,7 @@ class RecipeTask(ABC):
             about=f"X-VLM {self.config.size}, {self.about}",
             trained_on=", ".join(names),
             max_words=self.recipe.text.max_words,
-            max_tokens=self.recipe.text.max_tokens,
+            max_tokens=token_limit(self.recipe, self.config),
             config=self.config,
         )
 
