@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,16 @@ from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
 
 
-def _moved(value: object, device: torch.device | str) -> object:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    return value.to(device) if isinstance(value, PackedTexts | OtherBoxes) else value
+def _moved(batch: PretrainBatch | GroundingBatch, device: torch.device | str) -> dict[str, Any]:
+    """The fields that hold tensors, on another device."""
+    moved: dict[str, Any] = {}
+    for name in (f.name for f in dataclasses.fields(batch)):
+        value = getattr(batch, name)
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device, non_blocking=True)
+        elif isinstance(value, PackedTexts | OtherBoxes):
+            moved[name] = value.to(device)
+    return moved
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,7 @@ class PretrainBatch:
 
     def to(self, device: torch.device | str) -> PretrainBatch:
         """The same batch on another device."""
-        names = [f.name for f in dataclasses.fields(self)]
-        return PretrainBatch(**{n: _moved(getattr(self, n), device) for n in names})  # type: ignore[arg-type]
+        return dataclasses.replace(self, **_moved(self, device))
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,7 @@ class GroundingBatch:
 
     def to(self, device: torch.device | str) -> GroundingBatch:
         """The same batch on another device."""
-        names = [f.name for f in dataclasses.fields(self)]
-        return GroundingBatch(**{n: _moved(getattr(self, n), device) for n in names})  # type: ignore[arg-type]
+        return dataclasses.replace(self, **_moved(self, device))
 
 
 @dataclass(frozen=True)

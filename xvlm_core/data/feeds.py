@@ -5,6 +5,7 @@ Feeds travel to loader workers: they hold stores (reopened there), numbers and a
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,11 @@ _MOST_EMPTY_STEPS = 16
 
 
 class StoreStream:
-    """A stream over the training split of some stores, as samples."""
+    """A stream over the training split of some stores, as samples.
+
+    Raises:
+        DataError: none of the stores has a record of the split.
+    """
 
     def __init__(
         self, stores: Sequence[Store], split: str, batch_size: int, seed: int, name: str
@@ -144,15 +149,14 @@ class PretrainFeed:
             wanted = coin(self.recipe.seed, step, "regions") < data.regions.iter_perc
             if wanted or self.images is None:
                 samples, dropped = self.regions.samples(step, self.maker.of_regions)
-                updates.append(
-                    pretrain_batch(
-                        samples,
-                        batch_texts=data.regions.batch_texts,
-                        rng=self._texts_generator(step),
-                        dropped=dropped,
-                        compat_official=compat,
-                    )
+                batch = pretrain_batch(
+                    samples,
+                    batch_texts=data.regions.batch_texts,
+                    rng=self._texts_generator(step),
+                    dropped=dropped,
+                    compat_official=compat,
                 )
+                updates.append(_counted(batch))
         if self.images is not None:
             samples, dropped = self.images.samples(step, self.maker.of_caption)
             updates.append(pretrain_batch(samples, dropped=dropped, compat_official=compat))
@@ -189,6 +193,14 @@ class GroundingFeed:
 
     def _make(self, record: Record, path: Path, epoch: int) -> Sample:
         return self.maker.of_regions(record, path, epoch, mask=False, whole_first=True)
+
+
+def _counted(batch: PretrainBatch) -> PretrainBatch:
+    """A region batch that says in the log that it is one, and whether it has no box to learn."""
+    counts = {**batch.counts, "region_updates": 1}
+    if not batch.is_region_B.any():
+        counts["updates_without_region"] = 1
+    return dataclasses.replace(batch, counts=counts)
 
 
 def _steps_per_epoch(recipe: Recipe, stream: StoreStream) -> int:

@@ -227,15 +227,16 @@ class SampleMaker:
             picture = augment.test_picture(image, settings.image_size)
         carried = self._carry(boxes, crop, flip=flip)
         placed = dict(zip(carried.kept.tolist(), carried.boxes_xyxy_px.tolist(), strict=True))
-        made = [] if caption is None else [self._text(caption, rng, mask=mask)]
+        ready = settings.tokenized_regions
+        made = [] if caption is None else [self._text(caption, rng, mask=mask, ready=ready)]
         for i in picked:
-            text = self._text(regions[i].text, rng, tuple(placed[i]), mask=mask)
+            text = self._text(regions[i].text, rng, tuple(placed[i]), mask=mask, ready=ready)
             others = self._others(regions, placed, i)
             made.append(text and dataclasses.replace(text, others_xyxy_px=others))
         chosen = tuple(text for text in made if text is not None)
         if not chosen:
             raise SampleProblem("empty text" if made else "no region in the crop")
-        missing = [self._text(text, rng, mask=False) for text in absent]
+        missing = [self._text(text, rng, mask=False, ready=ready) for text in absent]
         not_there = tuple(text for text in missing if text is not None)
         return Sample(
             record.id,
@@ -285,20 +286,25 @@ class SampleMaker:
     # ------------------------------------------------------------------ texts
 
     def words_of(self, record: Record) -> frozenset[str]:
-        """Every cleaned text of a record."""
-        words = set()
-        for text in [r.text for r in record.regions] + list(record.captions):
-            try:
-                words.add(pre_caption(text, self.settings.max_words))
-            except EmptyTextError:
-                continue
-        return frozenset(words)
+        """Every cleaned text of a record with regions."""
+        texts = [r.text for r in record.regions] + list(record.captions)
+        words = (self._words(text, ready=self.settings.tokenized_regions) for text in texts)
+        return frozenset(filter(None, words))
 
     def _may_flip(self, texts: list[str]) -> bool:
         if not self.settings.careful_flip:
             return True
         compat = self.settings.compat_official
         return not any(names_a_side(text, compat_official=compat) for text in texts)
+
+    def _words(self, text: str, *, ready: bool) -> str:
+        """The cleaned text, or the word pieces of a ``ready`` one; empty if nothing is left."""
+        if ready:
+            return " ".join(text.split())
+        try:
+            return pre_caption(text, self.settings.max_words)
+        except EmptyTextError:
+            return ""
 
     def _text(
         self,
@@ -307,14 +313,17 @@ class SampleMaker:
         box_xyxy_px: BoxXYXY | None = None,
         *,
         mask: bool = True,
+        ready: bool = False,
     ) -> SampleText | None:
         """Clean, tokenise and mask; None where nothing is left of the text."""
         settings, tokenizer = self.settings, self.tokenizer
-        try:
-            words = pre_caption(text, settings.max_words)
-        except EmptyTextError:
+        words = self._words(text, ready=ready)
+        if not words:
             return None
-        encoded = tokenizer.encode(words, settings.max_tokens)
+        if ready:
+            encoded = tokenizer.encode_pieces(words.split(" "), settings.max_tokens)
+        else:
+            encoded = tokenizer.encode(words, settings.max_tokens)
         if len(encoded.ids) < 2:
             return None
         masked = None

@@ -144,7 +144,14 @@ class Tokenizer:
         """Text to ids: CLS in front, no SEP, at most ``max_tokens`` ids with CLS."""
         if not text.isascii():  # lone surrogates cannot cross into the library
             text = _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
-        pieces: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return self._framed(self._backend.encode(text, add_special_tokens=False).ids, max_tokens)
+
+    def encode_pieces(self, pieces: Sequence[str], max_tokens: int) -> Encoded:
+        """Word pieces as they stand to ids (unknown ones: [UNK]); as :meth:`encode` otherwise."""
+        unknown = self.unk_id
+        return self._framed([self._vocabulary.get(p, unknown) for p in pieces], max_tokens)
+
+    def _framed(self, pieces: list[int], max_tokens: int) -> Encoded:
         ids = (self.cls_id, *pieces[: max_tokens - 1])
         continues = self._continuations
         return Encoded(
