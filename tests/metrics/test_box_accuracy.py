@@ -15,7 +15,6 @@ from xvlm_core.metrics.box_accuracy import (
     iou_inclusive_pixel,
     iou_plain,
     mean_iou,
-    random_object_accuracy,
 )
 
 position = st.floats(0, 600, allow_nan=False, width=32)
@@ -214,14 +213,3 @@ def test_best_constant_box_is_beaten_by_no_box_of_a_finer_search() -> None:
     cx, cy, w, h = found.box_cxcywh
     own = iou_plain([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], targets_xyxy)
     assert accuracy_at(own) == found.accuracy
-
-
-def test_random_object_accuracy_is_the_exact_expectation() -> None:
-    a, b, c = [0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 11]  # c overlaps a by 100/110
-    value = random_object_accuracy([a, b, b], [[a, b, c], [a, b], [b]])
-    assert value == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-
-
-def test_random_object_accuracy_counts_a_picture_without_objects_as_missed() -> None:
-    box = [0, 0, 10, 10]
-    assert random_object_accuracy([box, box], [[], [box]]) == 0.5

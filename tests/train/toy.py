@@ -68,16 +68,10 @@ class ToyModel(nn.Module):
         self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(8, 1)
         self.late = nn.Parameter(torch.ones(()))  # without gradient in the first half of a run
-        self.updates_seen = 0
 
     @property
     def larger_lr_names(self) -> frozenset[str]:
         return frozenset({"head.weight", "head.bias"})
-
-    def after_update(self) -> None:
-        self.updates_seen += 1
-        with torch.no_grad():
-            self.late.clamp_(0.9, 1.1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.dropout(self.norm(self.first(inputs)).relu())

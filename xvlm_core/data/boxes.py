@@ -23,12 +23,6 @@ _ROUNDING = 1e-6
 """Share of a patch that a box edge may cross by rounding alone (float32 sums) and not count."""
 
 
-def xyxy_to_cxcywh(boxes_xyxy: ArrayLike) -> Boxes:
-    """Corners to centre and size, (..., 4)."""
-    x1, y1, x2, y2 = _columns(boxes_xyxy)
-    return np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=-1)
-
-
 def cxcywh_to_xyxy(boxes_cxcywh: ArrayLike) -> Boxes:
     """Centre and size to corners, (..., 4)."""
     cx, cy, w, h = _columns(boxes_cxcywh)
@@ -45,16 +39,6 @@ def xyxy_to_xywh(boxes_xyxy: ArrayLike) -> Boxes:
     """Corners to corner and size, (..., 4)."""
     x1, y1, x2, y2 = _columns(boxes_xyxy)
     return np.stack([x1, y1, x2 - x1, y2 - y1], axis=-1)
-
-
-def xywh_to_cxcywh(boxes_xywh: ArrayLike) -> Boxes:
-    """Corner and size to centre and size, (..., 4)."""
-    return xyxy_to_cxcywh(xywh_to_xyxy(boxes_xywh))
-
-
-def cxcywh_to_xywh(boxes_cxcywh: ArrayLike) -> Boxes:
-    """Centre and size to corner and size, (..., 4)."""
-    return xyxy_to_xywh(cxcywh_to_xyxy(boxes_cxcywh))
 
 
 def clip_box_xyxy_px(box_xyxy_px: ArrayLike, width: float, height: float) -> Boxes:

@@ -147,30 +147,6 @@ def best_constant_box(targets_cxcywh: ArrayLike, threshold: float = HIT_IOU) -> 
     return ConstantBox(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), accuracy)
 
 
-def random_object_accuracy(
-    targets_xyxy: ArrayLike, objects_xyxy: Sequence[ArrayLike], threshold: float = HIT_IOU
-) -> float:
-    """Expected accuracy of naming a true object of the same picture, drawn uniformly (plain IoU).
-
-    A baseline that finds objects perfectly and does not read the phrase. The expectation is
-    computed, nothing is drawn.
-
-    Args:
-        targets_xyxy: true box of each of N phrases, ``(N, 4)``; N > 0.
-        objects_xyxy: for each phrase, the boxes of all objects of its picture ``(K, 4)``, in the
-            unit of the targets. Without any object the phrase counts as missed.
-        threshold: IoU of a hit.
-    """
-    targets = _boxes(targets_xyxy)
-    assert targets.shape == (len(objects_xyxy), 4), "one list of objects for each target"
-    assert len(targets), "no targets"
-    expected = [
-        float((iou_plain(target, _boxes(objects)) >= threshold).mean()) if len(objects) else 0.0
-        for target, objects in zip(targets, map(np.asarray, objects_xyxy), strict=True)
-    ]
-    return float(np.mean(expected))
-
-
 def _boxes(boxes: ArrayLike) -> Floats:
     array = np.asarray(boxes, dtype=np.float64)
     assert array.shape[-1:] == (4,), f"boxes are (..., 4), not {array.shape}"

@@ -80,23 +80,6 @@ class TextStates:
         packing, index = self.packing.select(texts)
         return TextStates(self.hidden_ND[index.to(self.hidden_ND.device)], packing)
 
-    def join(self, other: TextStates) -> TextStates:
-        """These texts followed by the other's."""
-        packing = Packing(self.packing.lengths + other.packing.lengths)
-        n_own = len(self.packing.lengths)
-        own, others = self.packing, other.packing
-        index = torch.cat(
-            [
-                torch.arange(own.lengths[b]) + own.starts[b]
-                if b < n_own
-                else torch.arange(others.lengths[b - n_own])
-                + (own.n_tokens + others.starts[b - n_own])
-                for b in packing.order
-            ]
-        )
-        hidden = torch.cat([self.hidden_ND, other.hidden_ND])
-        return TextStates(hidden[index.to(hidden.device)], packing)
-
 
 class Attention(nn.Module):
     """Multi-head attention whose queries are packed texts."""

@@ -75,8 +75,5 @@ class TorchEngine:
         )
 
     def step(self) -> None:
-        """Update the parameters, then what the model keeps within bounds (``after_update``)."""
+        """Update the parameters."""
         self.optimizer.step()
-        after_update = getattr(self.model, "after_update", None)
-        if after_update is not None:
-            after_update()
