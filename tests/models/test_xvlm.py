@@ -164,3 +164,24 @@ def test_parameters_with_a_larger_learning_rate_are_those_of_cross_attention_and
     in_text = {name for name in names if name.startswith("text.")}
     assert len(in_text) == 2 * 10
     assert {name.split(".")[2] for name in in_text} == {"2", "3"}
+
+
+@torch.no_grad()
+def test_heads_features_and_pooling_are_computed_in_float32_in_bfloat16_runs() -> None:
+    model = built()
+    draw = torch.Generator().manual_seed(1)
+    first_BD = torch.randn(3, 48, generator=draw)
+    patches_IPS = torch.randn(2, 16, model.config.vision.width, generator=draw)
+    views = Views(torch.tensor([0, 1, 1]), torch.rand(3, 16, generator=draw) < 0.5)
+    for compute in (
+        lambda: model.match_logits(first_BD),
+        lambda: model.boxes(first_BD),
+        lambda: model.text_features(first_BD),
+        lambda: model.picture_features(patches_IPS, views),
+        lambda: views.pool(patches_IPS),
+    ):
+        exact = compute()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = compute()
+        assert mixed.dtype == torch.float32
+        assert torch.equal(mixed, exact)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def two_layer_head(width: int, out: int) -> nn.Sequential:
@@ -16,3 +17,14 @@ def two_layer_head(width: int, out: int) -> nn.Sequential:
         nn.GELU(),
         nn.Linear(2 * width, out),
     )
+
+
+def in_float32(head: nn.Module, states: Tensor) -> Tensor:
+    """What a head makes of some states, computed in float32 also where autocast is on.
+
+    The heads see one token a text and cost next to nothing; eight bits of mantissa would be felt
+    in a box (a pixel or two) and in similarities, which are divided by the temperature.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        out: Tensor = head(states.float())
+    return out

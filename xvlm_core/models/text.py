@@ -61,7 +61,8 @@ class Views:
             return patches_IPD.float().mean(1)[self.picture_V]
         weights_VP = self.mask_VP.float()
         weights_VP = weights_VP / weights_VP.sum(1, keepdim=True)
-        return torch.bmm(weights_VP[:, None], patches_IPD.float()[self.picture_V])[:, 0]
+        with torch.autocast(weights_VP.device.type, enabled=False):  # it would take bfloat16
+            return torch.bmm(weights_VP[:, None], patches_IPD.float()[self.picture_V])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,10 @@ class LanguageModelHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_MD: Tensor, word_weight: Tensor) -> Tensor:
-        """Scores over the vocabulary, ``(M, vocabulary)``, float32."""
+        """Scores over the vocabulary, ``(M, vocabulary)``, float32.
+
+        The product itself follows autocast (it is as large as a layer); softmax and loss do not.
+        """
         x_MD = self.norm(F.gelu(self.dense(hidden_MD)))
         scores_MV: Tensor = F.linear(x_MD, word_weight, self.bias).float()
         return scores_MV

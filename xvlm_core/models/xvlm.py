@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xvlm_core.models.heads import two_layer_head
+from xvlm_core.models.heads import in_float32, two_layer_head
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.sizes import ModelConfig
 from xvlm_core.models.text import TextEncoder, TextStates, Views
@@ -94,12 +94,11 @@ class XVLM(nn.Module):
 
     def picture_features(self, patches_IPS: Tensor, views: Views) -> Tensor:
         """Unit vectors of the pooled tokens of the views, ``(V, E)`` float32."""
-        pooled_VS = views.pool(patches_IPS).to(self.vision_proj.weight.dtype)
-        return F.normalize(self.vision_proj(pooled_VS).float(), dim=-1)
+        return F.normalize(in_float32(self.vision_proj, views.pool(patches_IPS)), dim=-1)
 
     def text_features(self, first_BD: Tensor) -> Tensor:
         """Unit vectors of texts from the states of their first tokens, ``(B, E)`` float32."""
-        return F.normalize(self.text_proj(first_BD).float(), dim=-1)
+        return F.normalize(in_float32(self.text_proj, first_BD), dim=-1)
 
     def clamp_temperature(self) -> None:
         """Clamp the temperature in place, as the released code does before each use."""
@@ -110,13 +109,11 @@ class XVLM(nn.Module):
 
     def match_logits(self, first_BD: Tensor) -> Tensor:
         """Matching scores ``(B, 2)`` float32; class 1 = the text fits what it looked at (Eq. 4)."""
-        logits: Tensor = self.itm_head(first_BD).float()
-        return logits
+        return in_float32(self.itm_head, first_BD)
 
     def boxes(self, first_BD: Tensor) -> Tensor:
         """Boxes ``(B, 4)`` float32: cx, cy, w, h as fractions of the picture (Eq. 6)."""
-        boxes_cxcywh_B4: Tensor = self.bbox_head(first_BD).float().sigmoid()
-        return boxes_cxcywh_B4
+        return in_float32(self.bbox_head, first_BD).sigmoid()
 
     # ------------------------------------------------------------------ inference
 

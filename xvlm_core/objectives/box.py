@@ -28,8 +28,8 @@ def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 def generalised_iou(boxes_xyxy: Tensor, targets_xyxy: Tensor) -> Tensor:
     """GIoU of pairs of boxes, ``(N, 4), (N, 4) -> (N,)``, in [-1, 1].
 
-    Boxes are not clipped to the picture. A pair without any area gives NaN-free -1 .. 1 values
-    as long as one of the two has area.
+    Boxes are not clipped to the picture. One box of each pair must have area: targets do, they
+    are checked where records are read.
     """
     low = torch.maximum(boxes_xyxy[:, :2], targets_xyxy[:, :2])
     high = torch.minimum(boxes_xyxy[:, 2:], targets_xyxy[:, 2:])

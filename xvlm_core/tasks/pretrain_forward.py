@@ -87,6 +87,11 @@ def pretrain_forward(
         gradient_scale: factor on the gradient of the contrastive features (compat official).
     """
     with_absent = wanted.matching and batch.absent is not None
+    # read back before the device has work: later these would wait for the encoders
+    picture_of_text = batch.picture_of_text_B.tolist()
+    picture_of_absent = (
+        [] if batch.picture_of_absent_A is None else batch.picture_of_absent_A.tolist()
+    )
     # texts that look at the whole picture: to be boxed, and to be told from the absent ones
     boxed = batch.is_region_B.nonzero()[:, 0].tolist() if wanted.box or with_absent else []
     if not (wanted.contrastive or wanted.matching or wanted.masked_lm or boxed):
@@ -118,7 +123,6 @@ def pretrain_forward(
     row_text: list[int] = []
     row_view: list[int] = []
     whole = n_texts
-    picture_of_text = batch.picture_of_text_B.tolist()
     match_rows = 0
     without = 0
     if wanted.matching:
@@ -131,7 +135,7 @@ def pretrain_forward(
                 negatives.concept_of_text_B.where(negatives.text_has_B, -1),
                 negatives.text_of_concept_B.where(negatives.concept_has_B, -1),
             ]
-        ).tolist()  # the one read-back of a step: text lengths must be known on the host
+        ).tolist()  # the host must know the lengths of the texts in each row
         pairs = [(b, b) for b in range(n_texts)]
         pairs += [(b, concept) for b, concept in enumerate(drawn[0]) if concept >= 0]
         pairs += [(text, b) for b, text in enumerate(drawn[1]) if text >= 0]
@@ -146,9 +150,8 @@ def pretrain_forward(
     row_text += boxed
     row_view += [whole + picture_of_text[b] for b in boxed]
     if with_absent:
-        assert batch.picture_of_absent_A is not None
         row_text += range(first_absent, states.packing.n_texts)
-        row_view += [whole + picture for picture in batch.picture_of_absent_A.tolist()]
+        row_view += [whole + picture for picture in picture_of_absent]
     if not row_text:
         return PretrainOutputs(similarity_BB)
 
