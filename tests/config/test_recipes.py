@@ -81,6 +81,8 @@ def test_grounding_has_the_official_values(name: str) -> None:
     assert regions.stores == recipe.data.validation == (name,)
     assert regions.max_images * recipe.official_ranks == 160
     assert (regions.max_regions, regions.batch_texts) == (1, None)
+    assert (recipe.losses.matching.weight, regions.absent) == (1.0, 1), "one to tell it from"
+    assert (recipe.text.max_words, recipe.text.max_tokens) == (30, 40)
     shape = recipe.model.shape()
     assert (shape.vision.image_size, shape.vision.window_size, shape.vision.grid) == (384, 12, 12)
     optim = recipe.optim

@@ -83,8 +83,11 @@ def test_a_region_update_goes_before_the_captions_where_the_coin_says(
         assert updates[-1].n_pictures == 3
         if coin(3, step, "regions") < share:
             both += 1
-            first, _ = updates
+            first, second = updates
             assert first.is_region_B.any()
+            assert first.counts["region_updates"] == 1
+            assert "updates_without_region" not in first.counts
+            assert "region_updates" not in second.counts
             assert first.n_pictures == 2
         else:
             assert len(updates) == 1
@@ -96,6 +99,14 @@ def test_without_captions_every_step_is_a_region_update(root: Path) -> None:
     for step in range(1, 6):
         (update,) = feed.batches(step)
         assert update.is_region_B.any()
+
+
+def test_a_region_update_without_any_region_is_counted(root: Path) -> None:
+    only_the_caption_fits = {"max_regions": 1, "iter_perc": 1.0}
+    feed = pretrain_feed(recipe(root, data={"regions": only_the_caption_fits}))
+    first, _ = feed.batches(1)
+    assert not first.is_region_B.any()
+    assert first.counts == {"region_updates": 1, "updates_without_region": 1}
 
 
 def test_captions_only(root: Path) -> None:
@@ -231,6 +242,11 @@ def test_grounding_phrases_are_not_masked_and_have_their_absent_ones(root: Path)
     assert int(batch.present_B.sum()) == 14, "no captions"
     assert int((~batch.present_B).sum()) == 7
     assert equal(pickle.loads(pickle.dumps(feed)).batches(1)[0], batch)
+
+
+def test_without_matching_no_absent_phrase_is_read(root: Path) -> None:
+    feed = grounding_feed(grounding_recipe(root, losses={"matching": {"weight": 0.0}}))
+    assert feed.batches(1)[0].present_B.all()
 
 
 def test_grounding_samples_name_the_box_that_is_whole(

@@ -139,6 +139,14 @@ def test_a_picture_whose_texts_name_a_side_is_not_mirrored(record: Record, tmp_p
 
 
 @pytest.mark.usefixtures("plain_colours")
+def test_the_released_flips_go_by_substrings(record: Record, tmp_path: Path) -> None:
+    regions = tuple(dataclasses.replace(r, text=f"bright {r.text}") for r in record.regions)
+    bright = dataclasses.replace(record, regions=regions)
+    assert flipped(bright, tmp_path)
+    assert not flipped(bright, tmp_path, compat_official=True)
+
+
+@pytest.mark.usefixtures("plain_colours")
 def test_only_absent_texts_that_are_used_forbid_the_mirror(record: Record, tmp_path: Path) -> None:
     sided = dataclasses.replace(record, absent=("box left of the ball",))
     assert flipped(sided, tmp_path, absent=0)
@@ -233,6 +241,22 @@ def test_absent_texts_come_as_asked_and_own_words_are_all_texts_of_the_record(
     sample = maker(absent=5, max_regions=1).of_regions(record, path, 0)
     assert {text.words for text in sample.absent} == set(record.absent)
     assert sample.own_words == {*CHANNEL, "a red box near the ball", "the dog"}
+
+
+def test_texts_that_are_word_pieces_already_are_taken_as_they_are(tmp_path: Path) -> None:
+    ready = painted_record(
+        tmp_path, "ready", [("dog ##gy near , RED box", BOX_A)], absent=("##gy ball",)
+    )
+    path = path_of(ready, tmp_path)
+    pieces = maker(tokenized_regions=True, absent=1, augment=False).of_regions(ready, path, 0)
+    (text,) = pieces.texts
+    names = ("[CLS]", "dog", "##gy", "near", "[UNK]", "[UNK]", "box")
+    assert tuple(map(TOKENIZER.token, text.ids)) == names
+    assert text.words == "dog ##gy near , RED box"
+    assert pieces.own_words == {text.words}
+    assert tuple(map(TOKENIZER.token, pieces.absent[0].ids)) == ("[CLS]", "##gy", "ball")
+    cleaned = maker(augment=False).of_regions(ready, path, 0).texts[0]
+    assert cleaned.words == "dog gy near red box"
 
 
 def test_cut_tokens_and_empty_texts_are_counted(record: Record, tmp_path: Path) -> None:

@@ -35,6 +35,16 @@ def bert() -> Tokenizer:
     return Tokenizer.bert_base_uncased()
 
 
+def test_word_pieces_are_encoded_as_they_stand(bert: Tokenizer) -> None:
+    whole = bert.encode("an antidisestablishmentarianist", 40)
+    pieces = [bert.token(token) for token in whole.ids[1:]]
+    assert any(piece.startswith("##") for piece in pieces)
+    assert bert.encode_pieces(pieces, 40) == whole
+    cut = bert.encode_pieces(pieces, 3)
+    assert (cut.ids, cut.cut) == (whole.ids[:3], len(pieces) - 2)
+    assert bert.encode_pieces(["Dog", "dog"], 9).ids == (bert.cls_id, bert.unk_id, 3899)
+
+
 def test_vocabulary_is_that_of_bert_base_uncased(bert: Tokenizer) -> None:
     assert bert.vocab_size == 30522
     assert (bert.pad_id, bert.unk_id, bert.cls_id, bert.sep_id, bert.mask_id) == (

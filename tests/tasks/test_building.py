@@ -49,7 +49,13 @@ def test_settings_of_samples_are_those_of_the_recipe(tmp_path: Path) -> None:
         data={
             "careful_flip": False,
             "augment": True,
-            "regions": {"max_regions": 4, "caption": False, "min_perc_in_image": 0.7, "absent": 3},
+            "regions": {
+                "max_regions": 4,
+                "caption": False,
+                "min_perc_in_image": 0.7,
+                "absent": 3,
+                "tokenized": True,
+            },
         },
         text={"mask_prob": 0.3, "max_masks": 5, "skipgram_prb": 0.1, "skipgram_size": 2},
     )
@@ -58,10 +64,44 @@ def test_settings_of_samples_are_those_of_the_recipe(tmp_path: Path) -> None:
     assert (made.image_size, made.grid) == (64, 4)
     assert (made.max_words, made.max_tokens, made.mask_prob, made.max_masks) == (12, 12, 0.3, 5)
     assert (made.skipgram_prb, made.skipgram_size) == (0.1, 2)
+    assert made.tokenized_regions
     assert (made.max_regions, made.caption, made.min_inside, made.absent) == (4, False, 0.7, 3)
     assert (made.augment, made.careful_flip, made.compat_official) == (True, False, True)
     captions = sample_settings(recipe(tmp_path, data={"regions": None}), shape)
     assert captions.absent == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "compat", "asked", "careful"),
+    [
+        ("pretrain", "none", None, True),
+        ("pretrain", "official", None, False),
+        ("pretrain", "official", True, True),
+        ("grounding", "none", None, True),
+        ("grounding", "official", None, True),
+        ("grounding", "none", False, False),
+    ],
+)
+def test_flips_are_careful_except_in_the_released_pretraining(
+    tmp_path: Path, task: str, compat: str, asked: bool | None, careful: bool
+) -> None:
+    make = recipe if task == "pretrain" else grounding_recipe
+    settings = make(tmp_path, compat=compat, data={"careful_flip": asked})
+    shape = model_shape(settings, tokenizer_of(settings), ("box",))
+    assert sample_settings(settings, shape).careful_flip is careful
+
+
+def test_no_text_is_cut_in_the_released_grounding(tmp_path: Path) -> None:
+    write_stores(tmp_path)
+    for make, compat, limit in (
+        (grounding_recipe, "none", 12),
+        (grounding_recipe, "official", 64),
+        (recipe, "official", 12),
+    ):
+        settings = make(tmp_path, compat=compat)
+        task = build_task(settings)
+        assert sample_settings(settings, task.config).max_tokens == limit
+        assert task.info().max_tokens == limit, "evaluation reads as much as training"
 
 
 def test_a_text_longer_than_the_model_has_positions_is_refused(tmp_path: Path) -> None:

@@ -98,6 +98,15 @@ def test_a_recipe_without_regions_is_refused(root: Path) -> None:
     assert caught.value.try_
 
 
+def test_matching_without_absent_phrases_is_refused(root: Path) -> None:
+    regions = {"regions": {"absent": 0}}
+    with pytest.raises(ConfigError, match="say yes to anything") as caught:
+        built(root, data=regions)
+    assert caught.value.where == "data.regions.absent"
+    _, _, batch = built(root, data=regions, losses={"matching": {"weight": 0.0}})
+    assert batch.present_B.all()
+
+
 def test_validation_on_nothing_is_refused_before_training(root: Path) -> None:
     with pytest.raises(DataError, match="no record of split 'dev'") as caught:
         built(root, data={"validation_split": "dev"})
