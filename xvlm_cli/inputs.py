@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,8 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
     for phrase in phrases:
         if not phrase.strip():
             raise UsageError("a phrase is empty", try_=_EXAMPLE)
+        if not _is_text(phrase):
+            raise UsageError(f"the phrase {phrase[:40]!r} is not UTF-8 text", try_=_EXAMPLE)
     if not pictures and not lines:
         raise UsageError("no picture was given", try_=_EXAMPLE)
     if pictures and not phrases:
@@ -75,8 +79,10 @@ def _inputs(word: str, out: Output) -> list[Path] | None:
     """The pictures that a word names; None where it is a phrase."""
     if not word.strip():
         return None
-    path = Path(word).expanduser()
+    path = Path(word)
     try:
+        with contextlib.suppress(RuntimeError):  # no such user: a name that begins with ~
+            path = path.expanduser()
         if path.is_file():
             return [path]
         if path.is_dir():
@@ -89,9 +95,19 @@ def _inputs(word: str, out: Output) -> list[Path] | None:
         files = [file for file in found if file.is_file() and not file.name.endswith(ANNOTATED)]
         if files:
             return files
-        if is_picture_name:
-            raise DataError(f"no file matches {word}", where=str(Path.cwd()), try_="ls")
+        if is_picture_name or ("*" in word and "/" in word):
+            raise DataError(
+                f"no file matches {word}",
+                where=str(Path.cwd()),
+                try_=f"ls {path.parent}; if it is meant as a phrase, --phrase",
+            )
         return None
+    if word.endswith("/"):
+        raise DataError(
+            f"folder {word} is not there",
+            where=str(path.absolute()),
+            try_="the path of a folder; if it is meant as a phrase, --phrase",
+        )
     if is_picture_name:
         raise DataError(
             f"picture {word} is not there",
@@ -117,7 +133,9 @@ def _in_folder(folder: Path, out: Output) -> list[Path]:
 
 def _from_stdin() -> list[Item]:
     items = []
-    for number, line in enumerate(sys.stdin, 1):
+    # bytes where there are some: JSON is UTF-8 whatever the locale says
+    stream: Iterable[str | bytes] = getattr(sys.stdin, "buffer", sys.stdin) or ()
+    for number, line in enumerate(stream, 1):
         if line.strip():
             items.append(_item(line, f"standard input, line {number}"))
     if not items:
@@ -127,19 +145,19 @@ def _from_stdin() -> list[Item]:
     return items
 
 
-def _item(line: str, where: str) -> Item:
+def _item(line: str | bytes, where: str) -> Item:
     example = '{"image": "a.jpg", "phrases": ["a dog"]}'
     try:
-        value: Any = json.loads(line)
+        value: Any = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=where, try_=example) from error
     image = value.get("image") if isinstance(value, dict) else None
     phrases = value.get("phrases") if isinstance(value, dict) else None
-    if not isinstance(image, str) or not image:
+    if not isinstance(image, str) or not image or "\0" in image or not _is_text(image):
         raise DataError("no image in the line", where=where, try_=example)
     if not isinstance(phrases, list) or not phrases:
         raise DataError("no phrases in the line", where=where, try_=example)
-    if not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
+    if not all(isinstance(p, str) and p.strip() and _is_text(p) for p in phrases):
         raise UsageError("a phrase is empty or no text", where=where, try_=example)
     if _URL.match(image):
         raise UsageError(f"{image} is a URL; nothing is fetched", where=where, try_=example)
@@ -152,7 +170,10 @@ def targets(items: Sequence[Item], output: Path | None, *, overwrite: bool) -> l
     Raises:
         OutputError: a file is there that is not one of ours, or one ``.png`` for many pictures.
     """
-    if output is not None and output.suffix.lower() == ".png" and not output.is_dir():
+    is_png = output is not None and output.suffix.lower() == ".png"
+    if output is not None and not is_png and output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file", try_="-o FOLDER, or -o FILE.png")
+    if output is not None and is_png and not output.is_dir():
         if len(items) > 1:
             raise OutputError(
                 f"{output} is one file, and there are {len(items)} pictures", try_="-o FOLDER"
@@ -168,11 +189,21 @@ def targets(items: Sequence[Item], output: Path | None, *, overwrite: bool) -> l
                     where=str(file.absolute()),
                     try_="-o FOLDER, or --overwrite",
                 )
-    sources = {item.path.resolve() for item in items}
-    clash = next((target for target in wanted if target.resolve() in sources), None)
+    # not Path.resolve: it raises where links go in a circle
+    sources = {os.path.realpath(item.path) for item in items}
+    clash = next((target for target in wanted if os.path.realpath(target) in sources), None)
     if clash is not None:
         raise OutputError(f"{clash} is one of the pictures to be read", try_="-o FOLDER")
     return wanted
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: bytes that were none come as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def json_beside(target: Path) -> Path:

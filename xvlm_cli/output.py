@@ -78,9 +78,12 @@ class Output:
         started = self._stdout is not None
         self.give_back_stdout()
         if self.json and (started or error is not None):
-            self._write(
-                json.dumps(self.document(error), ensure_ascii=False, default=_plain, indent=2)
-            )
+            document = self.document(error)
+            text = json.dumps(document, ensure_ascii=False, default=_plain, indent=2)
+            if _can_print(text, sys.stdout):
+                self._write(text)
+            else:
+                self._write(json.dumps(document, default=_plain, indent=2))
         elif self._text:
             self._write(self._text)
         if error is not None:
@@ -110,6 +113,8 @@ class Output:
         }
 
     def _write(self, text: str) -> None:
+        if not _can_print(text, sys.stdout):  # a terminal of few letters must not end the command
+            text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
         print(text, file=sys.stdout, flush=True)
 
 
@@ -139,6 +144,14 @@ def _say(text: str, stream: TextIO | None = None) -> None:
     # A closed stderr must not turn a finished command into a failed one.
     with contextlib.suppress(OSError, ValueError):
         print(text, file=stream or sys.stderr, flush=True)
+
+
+def _can_print(text: str, stream: TextIO | None) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(value: object) -> Any:
@@ -184,6 +197,8 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         found = as_user_error(error)
+        if found is not None:
+            found.where = str(place)  # not the name of a file in the making, or none at all
         raise found or OutputError(
             f"{place} cannot be written: {error.strerror or error}",
             where=str(error.filename) if error.filename else None,

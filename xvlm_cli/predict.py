@@ -101,6 +101,7 @@ def _ground(
     pictures: list[dict[str, Any]] = []
     problems: list[str] = []
     unknown: dict[str, None] = {}
+    cut: dict[str, str] = {}
     for batch in _batches(items, problems):
         answers = predictor.ground_many([(image, item.phrases) for _, item, image in batch])
         for (number, item, image), groundings in zip(batch, answers, strict=True):
@@ -112,6 +113,8 @@ def _ground(
             }
             for grounding in groundings:
                 unknown.update(dict.fromkeys(grounding.unknown_words))
+                if grounding.cut:
+                    cut[grounding.phrase] = grounding.read_as
             if targets:
                 row["annotated"], row["json"] = _write(
                     targets[number], image, groundings, row, found
@@ -121,6 +124,8 @@ def _ground(
     progress.close()
     if unknown:
         out.warn(f"words that the model does not know: {', '.join(unknown)}")
+    for phrase, read_as in cut.items():
+        out.warn(f"a phrase is too long: of {phrase[:40]!r}... only {read_as!r} was read")
     if pictures:
         out.result(
             {

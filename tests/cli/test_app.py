@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -153,6 +154,28 @@ def test_a_full_disk_under_stdout_is_said_not_traced(clean: None) -> None:
     assert done.returncode == 2
     assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_terminal_of_few_letters_does_not_end_a_command(
+    more: tuple[str, ...], clean: None, tmp_path: Path
+) -> None:
+    (tmp_path / "dätä" / "world").mkdir(parents=True)
+    (tmp_path / "dätä" / "world" / "manifest.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-m", "xvlm_cli.app", "ls", "stores", "--data", tmp_path / "dätä", *more],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        cwd=REPOSITORY,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if more:
+        assert "dätä" in str(json.loads(done.stdout)["warnings"])
+    else:
+        assert "d\\xe4t\\xe4" in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(clean: None) -> None:

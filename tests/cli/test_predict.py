@@ -132,6 +132,8 @@ def test_json_lines_on_standard_input(
         ('{"phrases": ["x"]}', 4),
         ('{"image": "shots/0.png", "phrases": [" "]}', 2),
         ('{"image": "http://x/y.jpg", "phrases": ["x"]}', 2),
+        ('{"image": "a\\u0000b.jpg", "phrases": ["x"]}', 4),
+        ('{"image": "shots/0.png", "phrases": ["\\ud800"]}', 2),
         ("", 4),
     ],
 )
@@ -166,6 +168,11 @@ def test_a_word_that_names_a_file_can_still_be_a_phrase(
         (("grounding", "image.jpg", "dog", "-o", "file/out"), 2, "file"),
         (("grounding", "image.jpg", "dog", "--device", "abacus"), 2, "abacus"),
         (("grounding", "image.jpg", "?!"), 2, "nothing is left"),
+        (("grounding", "image.jpg", "gone/*", "dog"), 4, "no file matches gone/*"),
+        (("grounding", "image.jpg", "gone/", "dog"), 4, "folder gone/ is not there"),
+        (("grounding", "image.jpg", "dog \udcff"), 2, "UTF-8"),
+        (("grounding", "image.jpg", "dog", "-o", "file"), 2, "file is a file"),
+        (("grounding", "~no-such-user/a.jpg", "dog"), 4, "is not there"),
     ],
 )
 def test_what_is_refused(
@@ -253,3 +260,48 @@ def test_words_the_model_does_not_know_are_said(xvlm: Run, picture: Path, model:
         "predict", "grounding", "image.jpg", "red 日本語", "-c", model, "--no-files", "--json"
     ).document()
     assert any("日本語" in warning for warning in document["warnings"])
+
+
+def test_a_phrase_that_is_cut_is_said(xvlm: Run, picture: Path, model: Path) -> None:
+    words = ("predict", "grounding", "image.jpg", "red circle " * 40, "-c", model, "--json")
+    document = xvlm(*words).document()
+    assert any("too long" in warning for warning in document["warnings"])
+    assert document["result"]["pictures"][0]["groundings"][0]["cut"]
+    short = xvlm("predict", "grounding", "image.jpg", "red circle", "-c", model, "--json")
+    assert not any("too long" in warning for warning in short.document()["warnings"])
+
+
+def test_lines_on_standard_input_are_utf8_whatever_the_locale(
+    xvlm: Run, pictures: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("predict", "grounding", "-", "-c", model, "--no-files", "--json")
+    line = json.dumps({"image": "shots/0.png", "phrases": ["é"]}, ensure_ascii=False)
+
+    def given(data: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
+
+    given(line.encode("utf-8-sig"))
+    assert answers(xvlm(*words).document()["result"]) == {"shots/0.png": ["é"]}
+    given(line.encode("latin-1"))
+    error = xvlm(*words).document()["error"]
+    assert (error["exit_code"], error["where"]) == (4, "standard input, line 1")
+
+
+def test_a_link_that_leads_to_itself_is_one_unreadable_picture(
+    xvlm: Run, pictures: Path, model: Path
+) -> None:
+    (pictures / "loop.png").symlink_to("loop.png")
+    done = xvlm("predict", "grounding", "shots", "dog", "-c", model, "--json").document()
+    assert done["error"]["exit_code"] == 4
+    assert len(done["result"]["pictures"]) == 3
+    assert "loop.png" in done["error"]["what"]
+
+
+def test_a_file_name_that_is_no_utf8_is_answered(xvlm: Run, picture: Path, model: Path) -> None:
+    try:
+        shutil.copy(picture, "\udcff.jpg")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this disk takes UTF-8 names only")
+    done = xvlm("predict", "grounding", "\udcff.jpg", "dog", "-c", model)
+    assert done.code == 0, done.err
+    assert json.loads(Path("\udcff.grounded.json").read_bytes())["image"] == "\udcff.jpg"

@@ -126,6 +126,7 @@ def test_unusable_files_are_named_by_their_reason(tmp_path: Path) -> None:
     assert reason_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not an image"
     assert reason_of(tmp_path / "none.jpg") == reason_of(empty / "x.jpg") == "missing"
     assert reason_of(tmp_path) == reason_of(tmp_path / "pipe.jpg") == "not a file"
+    assert reason_of(tmp_path / "a\0b.jpg") == "not a file name"
 
 
 def test_damaged_bytes_never_raise_anything_else() -> None:

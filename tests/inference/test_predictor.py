@@ -227,9 +227,12 @@ def test_the_answer_says_what_was_read_of_a_long_phrase(predictor: Predictor) ->
         picture(9, 9), ["the red circle left of the blue square", "the red circle left"]
     )
     assert long.read_as == "the red circle left"  # four words are kept
-    assert_same(long, Grounding(**{**vars(short), "phrase": long.phrase}), side=9)
+    assert (long.cut, short.cut) == (True, False)
+    as_long = Grounding(**{**vars(short), "phrase": long.phrase, "cut": True})
+    assert_same(long, as_long, side=9)
     (cut,) = predictor.ground(picture(9, 9), ["redsss circle left of"])  # six tokens with CLS
     assert cut.read_as == "redsss circle"
+    assert cut.cut
 
 
 def test_the_answer_names_words_that_the_model_does_not_know(predictor: Predictor) -> None:

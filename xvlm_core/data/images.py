@@ -148,6 +148,10 @@ def _open_file(source: Path | bytes) -> IO[bytes]:
         return open(source, "rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PictureError("missing", source) from error
+    except PictureError:
+        raise
+    except ValueError as error:  # a null character, or one that no file name of here can have
+        raise PictureError("not a file name", source) from error
     except OSError as error:
         raise PictureError("unreadable", source) from error
 

@@ -46,6 +46,7 @@ class Grounding:
         box_unclipped_xyxy_px: as the model said it: what metrics are computed on.
         read_as: the text that the model read (cleaned, cut to its length).
         unknown_words: words of it that the model's vocabulary lacks.
+        cut: whether the phrase was longer than what the model reads.
     """
 
     phrase: str
@@ -54,6 +55,7 @@ class Grounding:
     box_unclipped_xyxy_px: BoxXYXY
     read_as: str
     unknown_words: tuple[str, ...] = ()
+    cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The answer as a JSON object."""
@@ -64,6 +66,7 @@ class Grounding:
             "box_unclipped_xyxy_px": list(self.box_unclipped_xyxy_px),
             "read_as": self.read_as,
             "unknown_words": list(self.unknown_words),
+            "cut": self.cut,
         }
 
 
@@ -76,6 +79,7 @@ class _Question:
     read_as: str
     ids: tuple[int, ...]
     unknown_words: tuple[str, ...]
+    cut: bool
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,7 @@ class Predictor:
                     box_unclipped_xyxy_px=_box(unclipped),
                     read_as=question.read_as,
                     unknown_words=question.unknown_words,
+                    cut=question.cut,
                 )
             )
         return answers
@@ -217,6 +222,7 @@ class Predictor:
 
     def _question(self, picture: int, phrase: str) -> _Question:
         try:
+            whole = pre_caption(sanitize(phrase), len(phrase))
             text = pre_caption(sanitize(phrase), self.info.max_words)
         except EmptyTextError:
             raise UsageError(
@@ -235,6 +241,7 @@ class Predictor:
             self.tokenizer.decode(encoded.ids) if encoded.cut else text,
             encoded.ids,
             tuple(word for word in dict.fromkeys(text.split()) if self._unknown(word)),
+            encoded.cut > 0 or text != whole,
         )
 
     def _unknown(self, word: str) -> bool:

@@ -80,5 +80,6 @@ def write_atomically(path: Path, data: bytes, files: Files = FILES) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Readable JSON with a final newline."""
-    return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+    """Readable JSON with a final newline. A file name that is no UTF-8 is escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # a lone surrogate: as JSON escapes it
