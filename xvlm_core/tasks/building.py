@@ -19,8 +19,9 @@ from xvlm_core.weights.interpolate import (
     RELATIVE_TABLE,
     resize_positions,
 )
-from xvlm_core.weights.official import from_official, read_official
+from xvlm_core.weights.official import from_official
 from xvlm_core.weights.pretrained import load_text, load_vision
+from xvlm_core.weights.reading import read_state_file
 
 
 def open_stores(recipe: Recipe, names: Sequence[str]) -> list[Store]:
@@ -212,7 +213,9 @@ def _start_from_folder(model: XVLM, source: Path) -> list[str]:
 
 
 def _start_from_official(model: XVLM, source: Path) -> list[str]:
-    converted = from_official(read_official(source), model.config, strict=False, source=str(source))
+    converted = from_official(
+        read_state_file(source), model.config, strict=False, source=str(source)
+    )
     report = converted.report
     missing = [name for name in report.missing if _head_of(name)]
     dataclasses.replace(

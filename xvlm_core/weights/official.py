@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from xvlm_core.errors import CheckpointError
 from xvlm_core.models.sizes import ALL_HEADS, ModelConfig, VisionConfig
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.weights.reading import Note, Report, place, read_state_file
+from xvlm_core.weights.reading import Note, Report, place
 
 BUFFERS = re.compile(r"(relative_position_index|attn_mask|embeddings\.position_ids)$")
 
@@ -101,14 +100,6 @@ def official_name(our_name: str) -> str:
     if our_name.startswith(_OUR_TEXT):
         return _TEXT + (bert_name(our_name) or our_name.removeprefix(_OUR_TEXT))
     return our_name
-
-
-def larger_lr_names(config: ModelConfig) -> frozenset[str]:
-    """Our names of the parameters that BERT and Swin lack: 77 in the base model.
-
-    Cross-attention with its norm, projections, temperature and heads (official.md 1.5).
-    """
-    return _on_meta(config).larger_lr_names
 
 
 @dataclass(frozen=True)
@@ -226,15 +217,6 @@ def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, T
     for twin, original in TIED.items():
         official[_TEXT + twin] = official[_TEXT + original]
     return official
-
-
-def read_official(path: Path) -> dict[str, Tensor]:
-    """The tensors of an official ``.th``, ``.pth`` or ``.bin`` file, or of a ``.safetensors``.
-
-    Raises:
-        CheckpointError: see :func:`xvlm_core.weights.reading.read_state_file`.
-    """
-    return read_state_file(path)
 
 
 def _on_meta(config: ModelConfig) -> XVLM:
