@@ -4,7 +4,8 @@ Devlin et al., "BERT", NAACL 2019; cross-attention as in X-VLM, section 3.1 and 
 ``[0, fusion_layer)`` encode text alone; the others attend to a picture in addition.
 
 Legend: N packed tokens, B texts, D width, H heads, d = D / H, L length of a text;
-I pictures, P patches, V views (a picture and the patches that may be seen of it), K = 1 + P.
+I pictures, P patches, V views (a picture and the patches that may be seen of it; in the language
+head: the vocabulary), M masked tokens, S width of the picture encoder.
 
 Linear layers see the N real tokens only; attention sees groups of texts of equal length, so no
 operation touches padding. Keys and values of a picture are projected once a layer, whatever the

@@ -1,6 +1,8 @@
 """Box prediction (X-VLM, Eq. 6-7): L1 and generalised IoU.
 
 GIoU: Rezatofighi et al., CVPR 2019. All boxes are fractions of the picture.
+
+Legend: B texts, N of them with a box, K further boxes of all texts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Masked language modelling with a picture (X-VLM, Eq. 5).
 
-Legend: M masked tokens of the batch.
+Legend: M masked tokens of the batch, V vocabulary.
 """
 
 from __future__ import annotations

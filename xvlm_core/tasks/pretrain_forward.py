@@ -3,7 +3,8 @@
 X-VLM section 3 in one function. All cross-encoder rows of an update (matched pairs, two hard
 negatives a pair, masked texts, texts to be boxed, absent texts) are one call.
 
-Legend: I pictures, P patches, B texts, V views, M masked tokens, R scored rows, A absent texts.
+Legend: I pictures, P patches, B texts, V views (in ``token_logits_MV``: the vocabulary), M masked
+tokens, R rows that match or not, N texts that name a part, A absent texts, Q = N + A.
 """
 
 from __future__ import annotations
