@@ -121,11 +121,6 @@ class Output:
 _current = Output()
 
 
-def current() -> Output:
-    """The output of the command that is running."""
-    return _current
-
-
 def start(*, json_document: bool) -> Output:
     """A fresh output; ``app.main`` calls this before the command line is parsed."""
     global _current
