@@ -199,7 +199,7 @@ def test_negatives_are_drawn_by_the_generator_of_the_update(root: Path) -> None:
     task, model = built(root)
     model.eval()
     region, _ = batches(task)
-    values = [float(task.losses(model, region, moment(0, s)).parts["matching"]) for s in range(8)]
+    values = [task.losses(model, region, moment(0, s)).parts["matching"].item() for s in range(8)]
     again = float(task.losses(model, region, moment(0, 3)).parts["matching"])
     assert again == values[3]
     assert len(set(values)) > 1
@@ -242,6 +242,22 @@ def test_similarities_are_float32_in_bfloat16_runs(monkeypatch: pytest.MonkeyPat
     assert out.similarity_BB.dtype == torch.float32
     exact = concept.double() @ text.double().T / model.temp.double()
     assert torch.allclose(out.similarity_BB.double(), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("compat", ["none", "official"])
+def test_a_bfloat16_update_has_float32_losses_near_those_of_float32(
+    root: Path, compat: str
+) -> None:
+    task, model = built(root, compat=compat, official_ranks=2)
+    region, _ = batches(task)
+    exact = task.losses(model, region, moment()).parts
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = task.losses(model, region, moment())
+    for name, value in losses.parts.items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact[name].item(), abs=0.05), name
+    found = gradients(losses, model)
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in found.values())
 
 
 def test_the_temperature_is_clamped_before_it_is_used(root: Path) -> None:
