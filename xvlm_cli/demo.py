@@ -152,7 +152,7 @@ def _train(
 ) -> Path:
     """Train a recipe for its share of the time; the best (else newest) checkpoint."""
     from xvlm_core.config.resolve import resolve
-    from xvlm_core.tasks.registry import build_task
+    from xvlm_core.tasks.registry import build_task, fingerprints
     from xvlm_core.train import runs
     from xvlm_core.train.loop import train
     from xvlm_core.train.telemetry import console_telemetry
@@ -172,6 +172,7 @@ def _train(
         recipe_name=recipe_name,
         command=shlex.join(["xvlm", *sys.argv[1:]]),
         started_from=None if start_from is None else str(start_from),
+        stores=fingerprints(recipe),
     )
     telemetry = console_telemetry(quiet=out.quiet)
     try:

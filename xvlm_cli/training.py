@@ -20,7 +20,7 @@ from xvlm_core.errors import (
     UsageError,
     XvlmError,
 )
-from xvlm_core.tasks.registry import require_stores
+from xvlm_core.tasks.registry import fingerprints, require_stores
 from xvlm_core.train import runs
 from xvlm_core.train.files import remove_tree
 
@@ -60,6 +60,8 @@ def train(request: Request, out: Output) -> None:
         plan.show(resolved, out, start_from=_start_from(resolved, run, out, lenient=True))
         return
     require_stores(resolved.recipe, resolved.name)
+    if run is not None:
+        runs.check_stores(run, fingerprints(resolved.recipe))
     start_from = _start_from(resolved, run, out)
     _train(resolved, request, out, run, start_from)
 
@@ -76,8 +78,20 @@ def _check_task(resolved: Resolved, request: Request) -> None:
 
 def _run_to_resume(request: Request) -> runs.RunInfo:
     """``-o RUN``, else the newest run of the verb's kind that is not finished."""
+    if request.overwrite:
+        raise UsageError(
+            "--resume goes on with a run, --overwrite deletes it", try_="leave one of them out"
+        )
     if request.output is not None:
-        return runs.read(request.output)
+        run = runs.read(request.output)
+        if (run.task == "pretrain") != (request.kind == "pretrain"):
+            other = "pretrain" if run.task == "pretrain" else "finetune"
+            raise UsageError(
+                f"run {run.name} is of the task {run.task}",
+                where=str(run.folder),
+                try_=f"xvlm {other} --resume {run.folder}",
+            )
+        return run
     for run in runs.list_runs():
         if (run.task == "pretrain") == (request.kind == "pretrain") and run.status != "finished":
             return run
@@ -105,6 +119,7 @@ def _recipe_of(run: runs.RunInfo, request: Request, overrides: Sequence[str]) ->
             f"run {run.name} was started with recipe {run.recipe}, not {request.recipe}",
             try_="leave the recipe out, or name another run (xvlm ls runs)",
         )
+    runs.check_recipe(run)
     return resolve(str(run.recipe_file), overrides, request.flags)
 
 
@@ -156,6 +171,7 @@ def _train(
             recipe_name=resolved.name,
             command=shlex.join(["xvlm", *sys.argv[1:]]),
             started_from=None if start_from is None else str(start_from),
+            stores=fingerprints(recipe),
             overwrite=request.overwrite,
         )
     out.note(f"run {run.folder}")

@@ -91,3 +91,7 @@ def test_a_finetuned_run_is_resumed_by_its_name(with_run: Run) -> None:
     assert done.document()["result"]["run"] == "runs/g"
     # a pre-training run is not fine-tuning's to go on with
     assert with_run("finetune", "--resume", "--json").code == 5
+    for words in (("--resume", "runs/pretrain-x"), ("world", "--resume", "runs/pretrain-x")):
+        error = with_run("finetune", *words).refusal(2)
+        assert "xvlm pretrain --resume runs/pretrain-x" in error
+    assert "xvlm finetune" in with_run("pretrain", "--resume", "runs/g").refusal(2)

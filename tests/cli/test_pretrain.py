@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,9 @@ def test_only_the_stores_that_are_missing_are_named(xvlm: Run, tmp_path: Path) -
         (("--recipe", "gone.yaml"), 3, "no recipe file"),
         (("--resume",), 5, "no unfinished run"),
         (("--resume", "gone"), 5, "gone"),
+        (("--resume", "--overwrite"), 2, "leave one of them out"),
+        (("--recipe", "16m", "--seed", "99999999999999999999"), 3, "seed: found"),
+        (("--recipe", "16m", "--max-seconds", "inf"), 3, "schedule.max_seconds: found"),
         (("--recipe", "16m", "-o", "full"), 2, "not empty"),
         (("--recipe", "16m", "-o", "file"), 2, "is a file"),
     ],
@@ -254,3 +258,27 @@ def test_damaged_data_is_an_error_of_the_data_and_leaves_no_run(xvlm: Run, tmp_p
     (tmp_path / "data" / "world" / "manifest.json").write_text("{}")
     xvlm("pretrain", "--recipe", "world", "--max-steps", "1").refusal(4)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_goes_on_with_its_recipe_and_its_data_or_not_at_all(
+    xvlm: Run, world_store: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data" / "world"
+    shutil.copytree(world_store, data)
+    assert start(xvlm, data, "-o", "runs/r", "--max-steps", "1").code == 0
+    assert xvlm("pretrain", "--resume", "runs/r").code == 0
+
+    sizes = ("--train", "12", "--val", "4", "--test", "0", "--unseen", "0", "--workers", "1")
+    other = ("prepare-data", "world", "-o", data, "--overwrite", *sizes)
+    assert xvlm(*other, "--seed", "5").code == 0
+    assert "other data" in xvlm("pretrain", "--resume", "runs/r").refusal(4)
+    assert xvlm(*other).code == 0
+    assert xvlm("pretrain", "--resume", "runs/r").code == 0, "equal data in another folder"
+
+    recipe = tmp_path / "runs" / "r" / "recipe.yaml"
+    before = recipe.read_text()
+    recipe.write_text(before.replace("lr: 0.004", "lr: 0.001"))
+    assert recipe.read_text() != before
+    assert "was changed" in xvlm("pretrain", "--resume", "runs/r").refusal(5)
+    recipe.unlink()
+    assert "cannot be read" in xvlm("pretrain", "--resume", "runs/r").refusal(5)

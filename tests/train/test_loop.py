@@ -263,13 +263,18 @@ def test_max_seconds_ends_the_run_and_lowers_the_rate_over_time(
 
 def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     run = runs.create(tmp_path / "run", recipe=toy_recipe(), recipe_name="toy", command="")
-    with runs.locked(run):
+    (run.folder / "old").touch()
+    with runs.locked(run.folder):
         assert in_process(_locked_out, run) == 0
+    assert (run.folder / "old").exists()
 
 
 def _locked_out(run: runs.RunInfo) -> None:
-    with pytest.raises(OutputError, match="trained by another process"), runs.locked(run):
+    words = "trained by another process"
+    with pytest.raises(OutputError, match=words), runs.locked(run.folder):
         pass
+    with pytest.raises(OutputError, match=words):  # nor is it deleted under the other's feet
+        runs.create(run.folder, recipe=toy_recipe(), recipe_name="toy", command="", overwrite=True)
 
 
 def test_bf16_and_official_compat_train(tmp_path: Path) -> None:

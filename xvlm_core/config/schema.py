@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class _Section(BaseModel):
     # Strict: "1e-4", which YAML 1.1 reads as a string, is an error that names the key. Trees are
     # validated as JSON (resolve.py), so that lists are tuples and 1 is a fine float.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class InitConfig(_Section):
@@ -224,7 +224,7 @@ class Recipe(_Section):
     compat: Literal["none", "official"] = Field(
         "none", description="official: reproduce the released code where it departs from sense"
     )
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**63 - 1)  # what torch's generators take
     official_ranks: int = Field(
         1, gt=0, description="ranks of the official run (reported; compat scales contrastive by it)"
     )

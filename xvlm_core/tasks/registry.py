@@ -70,6 +70,18 @@ def require_stores(recipe: Recipe, recipe_name: str) -> None:
     )
 
 
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Fingerprint of each store of a recipe, by its name: equal data, equal fingerprint.
+
+    Raises:
+        DataError: a store is missing or damaged.
+    """
+    from xvlm_core.data.store import Store
+
+    root = Path(recipe.data.root)
+    return {name: Store.open(root / name).manifest.fingerprint for name in stores_of(recipe)}
+
+
 def _command(name: str, path: Path) -> str:
     source = f"{name} FOLDER" if name in _OWN_READER else f"jsonl {name}.jsonl --images FOLDER"
     if name == "world":

@@ -80,7 +80,7 @@ def train(
         OutputError: another process trains this run, or its folder cannot be written.
         DataError: from the task's feed.
     """
-    with locked(run), Interrupts() as interrupts:
+    with locked(run.folder), Interrupts() as interrupts:
         run = run.with_status("running")
         try:
             with contextlib.closing(

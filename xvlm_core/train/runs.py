@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from xvlm_core.config.schema import Recipe
-from xvlm_core.errors import CheckpointError, OutputError
+from xvlm_core.errors import CheckpointError, DataError, OutputError
 from xvlm_core.train import checkpoint as checkpoints
 from xvlm_core.train.files import json_bytes, remove_tree, write_atomically
 
@@ -64,6 +65,8 @@ class RunInfo:
         size: named size of the model.
         started_from: the model folder its first weights came from, if any.
         versions: versions of Python and of the packages that matter.
+        recipe_sha256: of ``recipe.yaml`` as it was written; None: not recorded.
+        stores: fingerprint of each store that the run reads, as far as recorded.
     """
 
     folder: Path
@@ -75,6 +78,8 @@ class RunInfo:
     size: str
     started_from: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    recipe_sha256: str | None = None
+    stores: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -162,6 +167,7 @@ def create(
     command: str,
     root: Path | None = None,
     started_from: str | None = None,
+    stores: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> RunInfo:
     """Make a run folder with ``run.json`` and ``recipe.yaml``.
@@ -173,11 +179,12 @@ def create(
         command: the exact command line.
         root: where runs are kept; None: :func:`runs_root`.
         started_from: the model folder that the first weights come from.
+        stores: fingerprint of each store that the run reads.
         overwrite: delete the run that is in ``folder`` first.
 
     Raises:
-        OutputError: ``folder`` is not empty (and is not to be overwritten, or is no run), or
-            cannot be written.
+        OutputError: ``folder`` is not empty (and is not to be overwritten, is no run, or is being
+            trained), or cannot be written.
     """
     now = datetime.now(timezone.utc)
     try:
@@ -186,6 +193,9 @@ def create(
         else:
             _empty(folder, overwrite)
             folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(
+            recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+        ).encode()
         run = RunInfo(
             folder=folder,
             task=recipe.task,
@@ -196,9 +206,10 @@ def create(
             size=recipe.model.size,
             started_from=started_from,
             versions=_versions(),
+            recipe_sha256=hashlib.sha256(text).hexdigest(),
+            stores=dict(stores or {}),
         )
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_atomically(run.recipe_file, text.encode())
+        write_atomically(run.recipe_file, text)
         run._write()
     except OSError as error:
         raise OutputError(
@@ -242,7 +253,8 @@ def _empty(folder: Path, overwrite: bool) -> None:
             f"{folder} is not a run folder (it has no run.json): not deleted",
             try_="name another folder",
         )
-    remove_tree(folder)
+    with locked(folder):  # not under the feet of a process that trains it
+        remove_tree(folder)
 
 
 def _versions() -> dict[str, str]:
@@ -274,6 +286,8 @@ def read(folder: Path) -> RunInfo:
             size=str(content["size"]),
             started_from=content.get("started_from"),
             versions=dict(content.get("versions", {})),
+            recipe_sha256=content.get("recipe_sha256"),
+            stores=dict(content.get("stores", {})),
         )
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -283,6 +297,46 @@ def read(folder: Path) -> RunInfo:
         raise CheckpointError(
             f"{path} is damaged: {error}", where=str(path), try_="xvlm ls runs"
         ) from error
+
+
+def check_recipe(run: RunInfo) -> None:
+    """The recipe of a run that goes on must be the one it was started with, to the byte.
+
+    Raises:
+        CheckpointError: it is gone, or was changed.
+    """
+    try:
+        found = hashlib.sha256(run.recipe_file.read_bytes()).hexdigest()
+    except OSError as error:
+        what = f"{run.recipe_file} cannot be read: {error.strerror}"
+    else:
+        if run.recipe_sha256 in (None, found):
+            return
+        what = f"{run.recipe_file} was changed since the run was started"
+    raise CheckpointError(
+        what,
+        where=str(run.folder),
+        try_=f"put it back, or start a new run from its weights: init.checkpoint={run.folder}",
+    )
+
+
+def check_stores(run: RunInfo, fingerprints: Mapping[str, str]) -> None:
+    """The data of a run that goes on must be what it was started with.
+
+    Args:
+        run: what goes on.
+        fingerprints: of the stores as they are now.
+
+    Raises:
+        DataError: other data is in the place of a store.
+    """
+    changed = [name for name, was in run.stores.items() if fingerprints.get(name, was) != was]
+    if changed:
+        raise DataError(
+            f"other data than run {run.name} was started with: {', '.join(changed)}",
+            where=", ".join(f"{name} has another fingerprint" for name in changed),
+            try_=f"prepare it as before, or start a new run: init.checkpoint={run.folder}",
+        )
 
 
 def list_runs(root: Path | None = None) -> list[RunInfo]:
@@ -310,7 +364,7 @@ def newest(root: Path | None = None, task: str | None = None) -> RunInfo | None:
 
 
 @contextlib.contextmanager
-def locked(run: RunInfo) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Only one process trains a run. The lock goes with the process, however it ends.
 
     Raises:
@@ -321,15 +375,15 @@ def locked(run: RunInfo) -> Iterator[None]:
     except ImportError:  # no such lock on this system
         yield
         return
-    with (run.folder / ".lock").open("a+") as stream:
+    with (folder / ".lock").open("a+") as stream:
         try:
             # a record lock: unlike flock's it is not inherited by loader workers, which may
             # outlive a killed process by some seconds
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(
-                f"run {run.name} is being trained by another process",
-                where=str(run.folder),
+                f"run {folder.name} is being trained by another process",
+                where=str(folder),
                 try_="wait for it, or start another run",
             ) from error
         yield
