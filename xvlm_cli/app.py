@@ -8,9 +8,10 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,28 @@ _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ 
 
 
 _CTRL_C = 128 + signal.SIGINT
+
+
+class _Terminated(BaseException):
+    """SIGTERM: ends a verb as Ctrl-C does, so that what it was writing is cleared away."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one has its usual effect
+    raise _Terminated
+
+
+@contextlib.contextmanager
+def _sigterm_ends_the_verb() -> Iterator[None]:
+    usual = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class LazyGroup(TyperGroup):
@@ -108,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options[0] in VERBS:
         out.verb = options[0]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _sigterm_ends_the_verb():
             warnings.showwarning = _show_warning(out, warnings.showwarning)
             error, code = _run(arguments, out)
         out.finish(error)
@@ -145,6 +168,8 @@ def _run(arguments: list[str], out: output.Output) -> tuple[XvlmError | None, in
         found = _usage(error, arguments)
     except (KeyboardInterrupt, typer.Abort):
         return output.Interrupted("interrupted", signal.SIGINT), _CTRL_C
+    except _Terminated:
+        return output.Interrupted("terminated", signal.SIGTERM), 128 + signal.SIGTERM
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -226,6 +226,7 @@ def _report(run: runs.RunInfo, result: Any, notes: Sequence[str], out: Output, v
     scores = {name: vars(score) for name, score in (result.scores or {}).items()}
     best = run.best()
     checkpoint = run.checkpoint()
+    _warn_of_dropped(result, out)
     lines = [f"run         {run.folder}", f"steps       {result.step:,}"]
     lines.append(f"seconds     {result.seconds:.1f}")
     if checkpoint is not None:
@@ -240,6 +241,8 @@ def _report(run: runs.RunInfo, result: Any, notes: Sequence[str], out: Output, v
             "checkpoint": checkpoint,
             "best": None if best is None else vars(best),
             "scores": scores,
+            "dropped": dict(result.dropped),
+            "validation_dropped": dict(result.validation_dropped),
             "first_weights": list(notes),
         },
         lines,
@@ -250,6 +253,17 @@ def _report(run: runs.RunInfo, result: Any, notes: Sequence[str], out: Output, v
             result.interrupted_by,
             try_=f"xvlm {verb} --resume -o {run.folder}",
         )
+
+
+def _warn_of_dropped(result: Any, out: Output) -> None:
+    places = (
+        ("samples were left out of training", result.dropped),
+        ("items were left out of validation", result.validation_dropped),
+    )
+    for what, counts in places:
+        if counts:
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items()))
+            out.warn(f"{sum(counts.values()):,} {what}: {reasons}")
 
 
 def split_words(

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +13,8 @@ import pytest
 from tests.cli.conftest import Run
 from xvlm_core.data.store import Store
 from xvlm_core.sources.registry import SOURCES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 FEW = ("--train", "4", "--val", "2", "--workers", "1")
 SMALL = ("--train", "4", "--val", "2", "--test", "0", "--unseen", "0", "--workers", "1")
@@ -137,3 +144,44 @@ def test_nothing_to_keep_is_an_error_with_the_reasons(xvlm: Run, tmp_path: Path)
     error = xvlm("prepare-data", "jsonl", "mine.jsonl", "--images", ".", "-o", "x").refusal(4)
     assert "missing" in error
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def drawing(clean: None, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """``prepare-data world`` in a process of its own, while its two workers draw."""
+    words = ("prepare-data", "world", "--train", "20000", "--workers", "2", "--json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xvlm_cli.app", *words, "-o", tmp_path / "data" / "world"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("data/.world.partial-*/pictures/*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing_half_written(
+    number: int, code: int, drawing: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    drawing.send_signal(number)
+    out, err = drawing.communicate(timeout=60)  # the workers hold the pipes until they end
+    assert drawing.returncode == code, err
+    assert "Traceback" not in err
+    assert json.loads(out)["error"]["exit_code"] == code
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_the_workers_of_a_killed_process_end(drawing: subprocess.Popen[str]) -> None:
+    drawing.kill()
+    drawing.communicate(timeout=20)  # the workers hold the pipes until they end
+    assert drawing.returncode == -signal.SIGKILL

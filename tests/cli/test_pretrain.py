@@ -282,3 +282,23 @@ def test_a_run_goes_on_with_its_recipe_and_its_data_or_not_at_all(
     assert "was changed" in xvlm("pretrain", "--resume", "runs/r").refusal(5)
     recipe.unlink()
     assert "cannot be read" in xvlm("pretrain", "--resume", "runs/r").refusal(5)
+
+
+def test_what_was_left_out_is_in_the_result(xvlm: Run, world_store: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data" / "world"
+    shutil.copytree(world_store, data)
+    pictures = sorted((data / "pictures").iterdir())
+    for picture in pictures:
+        if picture.name.startswith("val") or picture.name == "train-000001.png":
+            picture.unlink()
+    done = start(xvlm, data, "-o", "runs/r", "--max-steps", "2", "--json", "-q").document()
+    assert done["result"]["dropped"]["missing"] > 0
+    assert done["result"]["validation_dropped"]["missing"] > 0
+    assert done["result"]["scores"] == {}
+    assert any("of training" in warning for warning in done["warnings"])
+    assert any("of validation" in warning for warning in done["warnings"])
+    lines = [json.loads(line) for line in Path("runs/r/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["kind"] == "eval"
+    assert lines[-1]["dropped"] == done["result"]["validation_dropped"]
+    again = xvlm("pretrain", "--resume", "runs/r", "--json").document()
+    assert again["result"]["validation_dropped"] == done["result"]["validation_dropped"]

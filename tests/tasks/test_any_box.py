@@ -92,3 +92,18 @@ def test_a_label_is_asked_once_and_any_of_its_things_is_right(
 
     assert accuracy(ONE) == accuracy(TWO) == 1.0
     assert accuracy(THREE) == 0.5
+
+
+def test_what_is_dropped_after_the_last_phrase_is_told_too(tmp_path: Path) -> None:
+    good, gone = (
+        painted_record(tmp_path, name, [("red box", ONE)]) for name in ("a-good", "b-gone")
+    )
+    store = painted_store(tmp_path / "store", tmp_path, [good, gone])
+    (tmp_path / gone.image).unlink()
+    evaluation = grounding_eval.GroundingEvaluation(
+        [store], "train", TOKENIZER, image_size=64, max_words=8, max_tokens=8, batch_pictures=1
+    )
+    batches = list(evaluation.batches())
+    assert [len(batch.items) for batch in batches] == [1, 0]
+    assert batches[1].dropped == {"missing": 1}
+    assert batches[1].n_pictures == 0

@@ -88,7 +88,8 @@ def test_validating_more_often_does_not_change_the_weights(tmp_path: Path) -> No
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_second_signal_stops_at_once(tmp_path: Path, before: Any) -> None:
     class Twice(ToyTask):
         def losses(self, model: Any, batch: Any, moment: Any) -> Any:
             if moment.step == 3:
@@ -97,10 +98,14 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
                 pytest.fail("went on after the second signal")
             return super().losses(model, batch, moment)
 
-    with pytest.raises(KeyboardInterrupt):
-        run_toy(tmp_path / "run", Twice())
+    outside = signal.signal(signal.SIGINT, before)  # a background job's is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(tmp_path / "run", Twice())
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, outside)
     assert runs.read(tmp_path / "run").status == "interrupted"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -160,7 +163,12 @@ def _draw(
     processes = min(workers or os.cpu_count() or 1, len(jobs) // 2)
     with ExitStack() as stack:
         if processes > 1:
-            pool = ProcessPoolExecutor(processes, mp_context=_context())
+            pool = ProcessPoolExecutor(
+                processes,
+                mp_context=_context(),
+                initializer=_end_with_parent,
+                initargs=(os.getpid(),),
+            )
             stack.callback(pool.shutdown, cancel_futures=True)
             chunks = pool.map(_draw_chunk, jobs)
         else:
@@ -178,6 +186,19 @@ def _context() -> Any:
     # Forked processes need no importable __main__, so that a plain script can call this too. They
     # only draw: no threads, no torch.
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a worker: Ctrl-C and SIGTERM are the parent's to answer; a killed parent ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw_chunk(job: _Job) -> list[Record]:

@@ -109,7 +109,10 @@ class GroundingEvaluation:
         )
 
     def batches(self) -> Iterator[GroundingBatch]:
-        """Batches of whole pictures with all their phrases, present and absent."""
+        """Batches of whole pictures with all their phrases, present and absent.
+
+        What was dropped after the last phrase that could be asked comes as a batch without any.
+        """
         self.dropped.clear()
         self.examples.clear()
         before: Counter[str] = Counter()
@@ -129,6 +132,8 @@ class GroundingEvaluation:
                 yield self._batch(pictures, rows, ids, self.dropped - before)
                 before = self.dropped.copy()
                 pictures, rows, ids = [], [], []
+        if self.dropped != before:
+            yield self._batch([], [], [], self.dropped - before)
 
     def _picture(self, store: Store, record: Record, phrases: int) -> Image.Image | None:
         """The picture, if the boxes of the record can be boxes of it."""
@@ -151,7 +156,7 @@ class GroundingEvaluation:
     ) -> GroundingBatch:
         items = tuple(item for _, _, item in rows)
         return GroundingBatch(
-            pictures_ICHW=torch.from_numpy(np.stack(pictures)),
+            pictures_ICHW=torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(0, 3),
             texts=PackedTexts.from_lists([tokens for _, tokens, _ in rows]),
             picture_of_text_B=torch.tensor([picture for picture, _, _ in rows]),
             present_B=torch.tensor([item.box_xyxy_px is not None for item in items]),
@@ -244,6 +249,8 @@ def objects_of(record: Record) -> tuple[BoxXYXY, ...]:
 
 def predict(model: XVLM, batch: GroundingBatch) -> list[Prediction]:
     """The box (pixels of the original picture, not clipped) and the probability of each phrase."""
+    if not batch.items:
+        return []
     grounded = model.ground(batch.pictures_ICHW, batch.texts, batch.picture_of_text_B)
     boxes = to_xyxy_px(grounded.boxes_cxcywh_B4.float().cpu(), batch.items)
     probabilities = grounded.match_probability_B.float().cpu().tolist()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from xvlm_core.errors import CheckpointError
+from xvlm_core.errors import CheckpointError, OutputError
 from xvlm_core.train.files import FILES, Files, json_bytes, remove_tree, walk
 
 MANIFEST = "MANIFEST.json"
@@ -80,8 +80,9 @@ def write(
         The folder of the new checkpoint.
 
     Raises:
-        CheckpointError: the disk is full or read-only, or there is a good checkpoint of this step
-            already. What was there before is untouched, and nothing half-written is left.
+        OutputError: the disk is full or read-only. What was there before is untouched, and nothing
+            half-written is left.
+        CheckpointError: there is a good checkpoint of this step already.
     """
     assert keep_last > 0
     target = checkpoints / folder_name(step)
@@ -236,10 +237,10 @@ def _damaged(folder: Path, path: Path, how: str) -> CheckpointError:
     )
 
 
-def _write_error(error: Exception, checkpoints: Path, step: int) -> CheckpointError:
+def _write_error(error: Exception, checkpoints: Path, step: int) -> OutputError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in reason
-    return CheckpointError(
+    return OutputError(
         f"checkpoint of step {step} cannot be written: {reason}",
         where=str(checkpoints),
         try_=(

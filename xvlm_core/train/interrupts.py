@@ -38,7 +38,10 @@ class Interrupts:
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.number = number
-        self._restore()
+        # not what was there before: a shell starts background jobs with SIGINT ignored
+        for watched in self._before:
+            usual = signal.default_int_handler if watched == signal.SIGINT else signal.SIG_DFL
+            signal.signal(watched, usual)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,16 @@ class TrainResult:
         interrupted_by: number of the signal that stopped it, or None: it came to its end.
         scores: of the last model on the validation data; empty if interrupted or without any.
         seconds: training time, over all sessions.
+        dropped: training samples left out, by reason, over all sessions.
+        validation_dropped: items of the last validation that could not be asked, by reason.
     """
 
     step: int
     interrupted_by: int | None
     scores: Scores
     seconds: float
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    validation_dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -76,7 +80,7 @@ def train(
 
     Raises:
         DivergedError: a loss or the gradient is not finite. The update was not made.
-        CheckpointError: a checkpoint cannot be written, or (resume) all are damaged.
+        CheckpointError: (resume) all checkpoints are damaged.
         OutputError: another process trains this run, or its folder cannot be written.
         DataError: from the task's feed.
     """
@@ -141,9 +145,11 @@ class _Loop:
             self._restore()
         self.metrics = MetricsFile(run.metrics, keep_to_step=self.at.step)
         self.evaluated: dict[int, Scores] = {}
+        self.validation_dropped: dict[str, int] = {}
         for line in self.metrics.kept:
             if line["kind"] == "eval":
                 self._consider(line["step"], _read_scores(line["scores"]))
+                self.validation_dropped = line["dropped"]
         run.write_best(self.at.best)
         self.published_best = self.at.best
         self._session_start = time.monotonic() - self.at.seconds
@@ -180,6 +186,8 @@ class _Loop:
             None if done else self.interrupts.number,
             self.evaluated.get(self.at.step, {}),
             self.seconds(),
+            self.at.dropped,
+            self.validation_dropped,
         )
 
     def _steps(self, feed: Iterator[Sequence[Batch]]) -> bool:
@@ -317,9 +325,9 @@ class _Loop:
         made = evaluate(self.task, engine.model, engine.device, engine.precision, stop=self._stop)
         if made is None:
             return
-        scores = made.scores
+        scores, self.validation_dropped = made.scores, made.dropped
         step = self.at.step
-        if scores:
+        if scores or made.dropped:  # also where nothing was left to score
             written = {name: _json_score(score) for name, score in scores.items()}
             line = {"kind": "eval", "step": step, "scores": written, "dropped": made.dropped}
             self._tell(line)
