@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -17,6 +18,7 @@ from xvlm_cli import output as outputs
 from xvlm_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
+from xvlm_core.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from xvlm_core.data.store import Store
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 PRETRAIN_SHARE = 0.6
 """Share of the training time that is pre-training; the rest is fine-tuning."""
+
+MARK = "demo.json"
+"""Says that a folder is a demo's, and may be replaced by the next."""
 
 PICTURES_SHOWN, PHRASES_SHOWN = 6, 2
 
@@ -53,7 +58,9 @@ def demo(
     test_pictures: Annotated[
         int, typer.Option("--test-pictures", min=8, help="Test pictures, and as many unseen.")
     ] = 300,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another world.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**63 - 1, help="Another seed, another world.")
+    ] = 0,
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
     json_document: JsonOption = False,
@@ -77,6 +84,8 @@ def demo(
             ],
         )
         return
+    if not math.isfinite(seconds):
+        raise UsageError(f"--seconds {seconds} is no time", try_="xvlm demo --seconds 600")
     outputs.refuse_nonempty(output, overwrite=overwrite)
     _run(settings, overwrite, out)
 
@@ -84,8 +93,7 @@ def demo(
 def _run(settings: Settings, overwrite: bool, out: Output) -> None:
     begin = time.monotonic()
     folder = settings.folder
-    if overwrite:
-        _forget(folder)
+    _claim(folder, overwrite)
     out.note(f"1/5 drawing {settings.pictures:,} pictures of coloured shapes")
     _draw_world(settings, out)
     out.note("2/5 pre-training: contrastive, matching, masked words, boxes")
@@ -116,13 +124,41 @@ def _run(settings: Settings, overwrite: bool, out: Output) -> None:
     out.result(result, _lines(scores, settings, tuned, elapsed))
 
 
+def _claim(folder: Path, overwrite: bool) -> None:
+    """Make the folder, or empty that of an earlier demo; leave the mark that says it is one.
+
+    Raises:
+        OutputError: something else is in it (the user's own data and runs have the same names), or
+            it cannot be written.
+    """
+    from xvlm_core.train.files import json_bytes, write_atomically
+
+    with outputs.writing(folder):
+        if overwrite and folder.is_dir() and any(folder.iterdir()):
+            if not (folder / MARK).is_file():
+                raise OutputError(
+                    f"{folder} is not the folder of a demo (it has no {MARK}): not overwritten",
+                    try_="another -o",
+                )
+            _forget(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["xvlm", *sys.argv[1:]])
+        write_atomically(folder / MARK, json_bytes({"schema": 1, "command": command}))
+
+
 def _forget(folder: Path) -> None:
     """Remove what an earlier demo left, and nothing else."""
+    from xvlm_core.train import runs
     from xvlm_core.train.files import remove_tree
 
-    for name in ("data", "runs"):
-        if (folder / name).is_dir():
-            remove_tree(folder / name)
+    for run in (folder / "runs" / "pretrain", folder / "runs" / "grounding"):
+        if run.is_dir():
+            with runs.locked(run):
+                remove_tree(run)
+    if (folder / "data" / "world").is_dir():
+        remove_tree(folder / "data" / "world")
+    for name in ("results.json", "picture.png"):
+        (folder / name).unlink(missing_ok=True)
     for name in ("picture.png", "results.json"):
         (folder / name).unlink(missing_ok=True)
 

@@ -52,6 +52,28 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(xvlm: Run, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [("--pictures", "1"), ("--seconds", "0")])
+@pytest.mark.parametrize("words", [("--pictures", "1"), ("--seconds", "0"), ("--seconds", "inf")])
 def test_impossible_sizes_are_refused(words: tuple[str, ...], xvlm: Run) -> None:
     xvlm("demo", *words).refusal(2)
+
+
+def test_the_next_demo_replaces_an_earlier_one_and_nothing_of_the_user(
+    xvlm: Run, tmp_path: Path
+) -> None:
+    kept = [tmp_path / "data" / "mine" / "records", tmp_path / "runs" / "mine" / "run.json"]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    # a folder of work: data/ and runs/ are the user's
+    assert "not the folder of a demo" in xvlm("demo", *SMALL, "-o", ".", "--overwrite").refusal(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "runs"]
+
+    assert xvlm("demo", *SMALL).code == 0
+    kept += [tmp_path / "demo" / "data" / "mine.txt", tmp_path / "demo" / "runs" / "mine.txt"]
+    for path in kept:
+        path.touch()
+    old = tmp_path / "demo" / "runs" / "grounding" / "old"
+    old.touch()
+    assert xvlm("demo", *SMALL, "--overwrite").code == 0
+    assert not old.exists()
+    assert all(path.exists() for path in kept)

@@ -227,6 +227,18 @@ def test_a_truncated_model_is_refused(make_model: MakeModel, root: Path, tmp_pat
     refused("has no model.safetensors", folder, root)
 
 
+def test_a_checkpoint_with_one_bit_changed_is_refused_when_named(
+    make_run: Runs, root: Path
+) -> None:
+    run = make_run("grounding-a", "grounding")
+    (folder,) = (run / "checkpoints").iterdir()
+    assert find_checkpoint(folder, "grounding", {}, root).folder == folder
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    refused("was changed", folder, root)
+
+
 def test_a_model_without_tokenizer_is_refused(
     make_model: MakeModel, root: Path, tmp_path: Path
 ) -> None:

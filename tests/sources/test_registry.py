@@ -45,6 +45,7 @@ def test_options_are_typed() -> None:
         ("world", {"trian": 3}, "world has no option --trian"),
         ("world", {"train": "many"}, "--train 'many' is not of type int"),
         ("world", {"train": -1}, "--train -1 is below 0"),
+        ("world", {"size": 5000}, "--size 5000 is above 4096"),
         ("world", {"train": True}, "--train True is not of type int"),
         ("world", {"train": [1, 2]}, "--train takes one value"),
         ("coco", {"crowd": "yes"}, "--crowd 'yes' is not of type bool"),

@@ -142,6 +142,8 @@ def _named(name: str, named_by: str, task: str, root: Path) -> FoundModel:
         origin = f"Run {run.name} answers, {_step(folder)} ({named_by})."
     else:
         folder = path
+        if (path / run_checkpoints.MANIFEST).is_file():  # a copy, or one checkpoint of a run
+            run_checkpoints.verify(path)
         origin = f"The model in {path} answers ({named_by})."
     _check(folder, task)
     return FoundModel(folder, origin)

@@ -35,6 +35,7 @@ class Option:
         multiple: may be given several times; the value is a tuple.
         choices: the only values allowed, if any.
         minimum: smallest number allowed, if any.
+        maximum: largest number allowed, if any.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Option:
     multiple: bool = False
     choices: tuple[str, ...] = ()
     minimum: float | None = None
+    maximum: float | None = None
 
     @property
     def flag(self) -> str:
@@ -144,7 +146,9 @@ SOURCES: dict[str, Source] = {
                     "pairs", int, "pairs with a statement, a split (at most half)", 0, minimum=0
                 ),
                 Option("seed", int, "another seed, another world", 0, minimum=0),
-                Option("size", int, "side of the pictures in pixels", 128, minimum=16),
+                Option(
+                    "size", int, "side of the pictures in pixels", 128, minimum=16, maximum=4096
+                ),
                 Option("workers", int, "processes (default: all cores)", minimum=1),
             ),
         ),
@@ -225,6 +229,8 @@ def _typed(option: Option, value: object) -> Any:
         raise ValueError(wrong)
     if option.minimum is not None and typed < option.minimum:
         raise ValueError(f"{option.flag} {typed} is below {option.minimum:g}")
+    if option.maximum is not None and typed > option.maximum:
+        raise ValueError(f"{option.flag} {typed} is above {option.maximum:g}")
     return typed
 
 

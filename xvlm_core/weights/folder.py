@@ -95,15 +95,16 @@ def read_info(folder: Path) -> ModelInfo:
     try:
         return ModelInfo.model_validate_json(text)
     except ValidationError as error:
-        first = str(error).splitlines()
-        where = "; ".join(line.strip() for line in first[1:3]) or str(error)
-        raise _no_model(path, where) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise _no_model(path, f"{key}: {reason}" if key else reason) from None
 
 
-def _no_model(path: Path, where: str) -> CheckpointError:
+def _no_model(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} does not describe an xvlm model",
-        where=where,
+        f"{path} does not describe an xvlm model: {reason}",
+        where=str(path),
         try_="give the folder of a run or of a copied model (xvlm ls runs)",
     )
 
