@@ -51,7 +51,7 @@ def demo(
     ),
     seconds: Annotated[
         float, typer.Option("--seconds", min=1, help="Training time; longer is better.")
-    ] = 270.0,
+    ] = 300.0,
     pictures: Annotated[
         int, typer.Option("--pictures", min=16, help="Training pictures that are drawn.")
     ] = 10_000,
