@@ -51,6 +51,18 @@ def test_lines_of_one_picture_become_one_record_wherever_they_stand(convert: Any
     assert done.count("line")["kept"] == 5
 
 
+def test_a_picture_spelt_in_two_ways_is_one_record(convert: Any) -> None:
+    (record,) = convert(
+        [
+            {"image": "ok.jpg", "text": "a dog"},
+            {"image": "./ok.jpg", "text": "a beach"},
+            {"image": ".//ok.jpg", "text": "the sea"},
+        ]
+    ).records
+    assert record.image == "ok.jpg"
+    assert record.captions == ("a dog", "a beach", "the sea")
+
+
 @pytest.mark.parametrize(
     ("box_format", "box_unit", "box"),
     [

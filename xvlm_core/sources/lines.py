@@ -116,7 +116,14 @@ def _images(value: dict[str, Any]) -> tuple[str, ...]:
         raise LineProblem("no image", images)
     if not all(isinstance(path, str) for path in images):
         raise LineProblem("no image", images)
-    return tuple(images)
+    return tuple(_one_spelling(path) for path in images)
+
+
+def _one_spelling(path: str) -> str:
+    """``./a.jpg`` and ``a.jpg`` are one picture, not two that are each asked."""
+    if path.startswith("/") or path.endswith(("/", ".")):
+        return path  # no file of the image root: for the check of the picture to say
+    return "/".join(part for part in path.split("/") if part not in (".", ""))
 
 
 def _id(value: dict[str, Any]) -> str | None:
