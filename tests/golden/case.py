@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xvlm_core.models.packing import PackedTexts
-from xvlm_core.models.sizes import ModelConfig, TextConfig, VisionConfig
+from xvlm_core.models.sizes import ALL_HEADS, Head, ModelConfig, TextConfig, VisionConfig
 from xvlm_core.models.text import TextStates
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.weights.official import from_official
 
 
-def model_config(config: dict[str, Any]) -> ModelConfig:
+def model_config(config: dict[str, Any], heads: tuple[Head, ...] = ALL_HEADS) -> ModelConfig:
+    """The shape of a recorded model; cases without a contrastive head record no joint space."""
     swin, bert = config["swin"], config["bert"]
     return ModelConfig(
         size="golden",
@@ -42,8 +43,9 @@ def model_config(config: dict[str, Any]) -> ModelConfig:
             type_vocab_size=bert["type_vocab_size"],
             layer_norm_eps=bert["layer_norm_eps"],
         ),
-        embed_dim=config["embed_dim"],
-        temperature=config["temp"],
+        embed_dim=config.get("embed_dim", 32),
+        temperature=config.get("temp", 0.07),
+        heads=heads,
     )
 
 

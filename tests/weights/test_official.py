@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.golden.case import model_config
 from tests.weights.shapes import SHARED, TABLE, assert_same_bits, on_meta, small_config
 from xvlm_core.errors import CheckpointError
 from xvlm_core.models.sizes import ModelConfig, TextConfig, VisionConfig, tiny
@@ -42,27 +43,7 @@ def test_round_trip_is_bit_for_bit(heads, model):
 def test_weights_recorded_from_the_official_code_come_back_bit_for_bit(case, heads, n_keys):
     folder = SHARED / "golden" / case
     shape = json.loads((folder / "case.json").read_text())["config"]
-    swin, bert = shape["swin"], shape["bert"]
-    config = ModelConfig(
-        vision=VisionConfig(
-            image_size=swin["image_res"],
-            embed_dim=swin["embed_dim"],
-            depths=tuple(swin["depths"]),
-            num_heads=tuple(swin["num_heads"]),
-            window_size=swin["window_size"],
-        ),
-        text=TextConfig(
-            hidden_size=bert["hidden_size"],
-            num_layers=bert["num_hidden_layers"],
-            fusion_layer=bert["fusion_layer"],
-            num_heads=bert["num_attention_heads"],
-            intermediate_size=bert["intermediate_size"],
-            vocab_size=bert["vocab_size"],
-            max_positions=bert["max_position_embeddings"],
-        ),
-        embed_dim=shape.get("embed_dim", 32),
-        heads=heads,
-    )
+    config = model_config(shape, heads)
     official = load_file(folder / "weights.safetensors")
     assert len(official) == n_keys
     # index, mask and position buffers are computed by us and compared with the recorded ones here

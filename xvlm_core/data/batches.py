@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,83 +16,19 @@ from torch import Tensor
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
 
-
-def _moved(batch: PretrainBatch | GroundingBatch, device: torch.device | str) -> dict[str, Any]:
-    """The fields that hold tensors, on another device."""
-    moved: dict[str, Any] = {}
-    for name in (f.name for f in dataclasses.fields(batch)):
-        value = getattr(batch, name)
-        if isinstance(value, Tensor):
-            moved[name] = value.to(device, non_blocking=True)
-        elif isinstance(value, PackedTexts | OtherBoxes):
-            moved[name] = value.to(device)
-    return moved
+BatchT = TypeVar("BatchT", bound="TextPictureBatch")
 
 
-@dataclass(frozen=True)
-class PretrainBatch:
-    """Pictures with texts of every grain.
+@dataclass(frozen=True, kw_only=True)
+class TextPictureBatch:
+    """What every batch of texts and pictures has.
 
     Attributes:
         pictures_ICHW: normalised pictures, float32.
         texts: the B texts.
         picture_of_text_B: picture of each text, int64.
-        mask_BP: patches that each text is about, bool; None when every text is about the whole
-            picture.
-        boxes_cxcywh_B4: box of each text as fractions of the picture (whole: .5, .5, 1, 1).
-        is_region_B: True where the text names a part (it has box losses).
+        boxes_cxcywh_B4: box of each text as fractions of the picture.
         others: further boxes that texts fit as well, by text number; None: there are none.
-        excluded_BB: bool, text c fits the concept of text b although c != b is another sample:
-            never a negative of it (same picture and patches, or the same text).
-        masked: the texts with masked tokens.
-        masked_token_M: packed index in ``masked`` of each token to predict.
-        masked_label_M: the tokens that stood there.
-        absent: texts known not to be in their picture; None when there are none.
-        picture_of_absent_A: their pictures.
-        record_ids: of the I pictures.
-        dropped: samples left out while the batch was made, by reason.
-        counts: what was done to the texts (cut tokens, empty texts), for the log.
-    """
-
-    pictures_ICHW: Tensor
-    texts: PackedTexts
-    picture_of_text_B: Tensor
-    mask_BP: Tensor | None
-    boxes_cxcywh_B4: Tensor
-    is_region_B: Tensor
-    excluded_BB: Tensor
-    masked: PackedTexts
-    masked_token_M: Tensor
-    masked_label_M: Tensor
-    others: OtherBoxes | None = None
-    absent: PackedTexts | None = None
-    picture_of_absent_A: Tensor | None = None
-    record_ids: tuple[str, ...] = ()
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def n_pictures(self) -> int:
-        """I."""
-        return len(self.pictures_ICHW)
-
-    def to(self, device: torch.device | str) -> PretrainBatch:
-        """The same batch on another device."""
-        return dataclasses.replace(self, **_moved(self, device))
-
-
-@dataclass(frozen=True)
-class GroundingBatch:
-    """Pictures with phrases to find.
-
-    Attributes:
-        pictures_ICHW: normalised pictures, float32.
-        texts: the B phrases.
-        picture_of_text_B: picture of each phrase, int64.
-        present_B: False where the phrase is known (or drawn) not to be in the picture.
-        boxes_cxcywh_B4: box of each phrase as fractions (absent: zeros, not used).
-        others: further boxes that phrases fit as well, by phrase number; None: there are none.
-        items: for evaluation, what each phrase is: see :class:`GroundingItem`.
         record_ids: of the I pictures.
         dropped: samples (in evaluation: phrases) left out while the batch was made, by reason.
         counts: what was done to the texts (cut tokens, empty texts), for the log.
@@ -101,10 +37,8 @@ class GroundingBatch:
     pictures_ICHW: Tensor
     texts: PackedTexts
     picture_of_text_B: Tensor
-    present_B: Tensor
     boxes_cxcywh_B4: Tensor
     others: OtherBoxes | None = None
-    items: tuple[GroundingItem, ...] = ()
     record_ids: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -114,9 +48,56 @@ class GroundingBatch:
         """I."""
         return len(self.pictures_ICHW)
 
-    def to(self, device: torch.device | str) -> GroundingBatch:
+    def to(self: BatchT, device: torch.device | str) -> BatchT:
         """The same batch on another device."""
-        return dataclasses.replace(self, **_moved(self, device))
+        moved: dict[str, Any] = {}
+        for name in (f.name for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, non_blocking=True)
+            elif isinstance(value, PackedTexts | OtherBoxes):
+                moved[name] = value.to(device)
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainBatch(TextPictureBatch):
+    """Pictures with texts of every grain; a text about the whole has the box .5, .5, 1, 1.
+
+    Attributes:
+        mask_BP: patches that each text is about, bool; None when every text is about the whole
+            picture.
+        is_region_B: True where the text names a part (it has box losses).
+        excluded_BB: bool, text c fits the concept of text b although c != b is another sample:
+            never a negative of it (same picture and patches, or the same text).
+        masked: the texts with masked tokens.
+        masked_token_M: packed index in ``masked`` of each token to predict.
+        masked_label_M: the tokens that stood there.
+        absent: texts known not to be in their picture; None when there are none.
+        picture_of_absent_A: their pictures.
+    """
+
+    mask_BP: Tensor | None
+    is_region_B: Tensor
+    excluded_BB: Tensor
+    masked: PackedTexts
+    masked_token_M: Tensor
+    masked_label_M: Tensor
+    absent: PackedTexts | None = None
+    picture_of_absent_A: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingBatch(TextPictureBatch):
+    """Pictures with phrases to find; the box of an absent phrase is zeros, and not used.
+
+    Attributes:
+        present_B: False where the phrase is known (or drawn) not to be in the picture.
+        items: for evaluation, what each phrase is: see :class:`GroundingItem`.
+    """
+
+    present_B: Tensor
+    items: tuple[GroundingItem, ...] = ()
 
 
 @dataclass(frozen=True)

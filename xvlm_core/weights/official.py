@@ -17,7 +17,7 @@ from torch import Tensor
 from xvlm_core.errors import CheckpointError
 from xvlm_core.models.sizes import ALL_HEADS, ModelConfig, VisionConfig
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.weights.reading import Note, Report, place
+from xvlm_core.weights.reading import Note, Report, account, place
 
 BUFFERS = re.compile(r"(relative_position_index|attn_mask|embeddings\.position_ids)$")
 
@@ -164,16 +164,7 @@ def from_official(
             dropped.append(Note(key, "this model carries no such head"))
         else:
             candidates[our_name] = value
-    placed = place(candidates, target)
-    report = Report(
-        source,
-        matched=placed.matched,
-        converted=placed.converted,
-        dropped=tuple(dropped),
-        missing=tuple(name for name in target if name not in candidates),
-        unexpected=tuple(unexpected),
-        mismatched=placed.mismatched,
-    )
+    placed, report = account(source, candidates, target, dropped, unexpected)
     if strict:
         what, try_ = "the checkpoint does not fit this model", "set model.size=base"
         for prefix, model in _OTHER_MODELS.items():

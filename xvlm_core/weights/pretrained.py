@@ -22,9 +22,8 @@ from xvlm_core.weights.official import BUFFERS, TIED, bert_name, shift_downsampl
 from xvlm_core.weights.reading import (
     TORCH_SUFFIXES,
     Note,
-    Placed,
     Report,
-    place,
+    account,
     read_state_file,
 )
 
@@ -77,7 +76,7 @@ def load_vision(model: XVLM, source: str | Path, download: bool = False) -> Repo
             dropped.append(Note(key, "this model pools its patches"))
         else:
             unexpected.append(key)
-    placed, report = _account(str(path), candidates, target, dropped, unexpected, {})
+    placed, report = account(str(path), candidates, target, dropped, unexpected)
     report.require_complete(
         f"{path.name} is not {_describe_vision(model.config.vision)}",
         try_="leave init.vision unset, or give weights of this architecture",
@@ -154,7 +153,7 @@ def load_text(
             dropped.append(Note(key, "not among the layers asked for"))
         else:
             unexpected.append(key)
-    placed, report = _account(str(path), candidates, target, dropped, unexpected, fresh)
+    placed, report = account(str(path), candidates, target, dropped, unexpected, fresh)
     report = replace(report, warnings=tuple(warnings))
     report.require_complete(
         f"{path.name} is not a BERT of this model's shape: width {config.hidden_size}, "
@@ -280,28 +279,6 @@ def _check_bert_config(path: Path, config: TextConfig) -> list[str]:
 
 def _part(model: XVLM, prefix: str) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
-
-
-def _account(
-    source: str,
-    candidates: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
-    dropped: Sequence[Note],
-    unexpected: Sequence[str],
-    fresh: Mapping[str, str],
-) -> tuple[Placed, Report]:
-    placed = place(candidates, target)
-    report = Report(
-        source,
-        matched=placed.matched,
-        converted=placed.converted,
-        dropped=tuple(dropped),
-        missing=tuple(name for name in target if name not in candidates and name not in fresh),
-        unexpected=tuple(unexpected),
-        mismatched=placed.mismatched,
-        fresh=tuple(Note(name, why) for name, why in fresh.items()),
-    )
-    return placed, report
 
 
 def find_weights(source: str | Path, download: bool, *, key: str) -> Path:

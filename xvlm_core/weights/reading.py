@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,39 @@ def place(candidates: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Pla
         else:
             matched.append(name)
     return Placed(state, tuple(matched), tuple(converted), tuple(mismatched))
+
+
+def account(
+    source: str,
+    candidates: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    dropped: Sequence[Note],
+    unexpected: Sequence[str],
+    fresh: Mapping[str, str] | None = None,
+) -> tuple[Placed, Report]:
+    """Fit tensors to the model, and say what became of every one.
+
+    Args:
+        source: the file.
+        candidates: tensors by our names.
+        target: see :func:`place`.
+        dropped: names in the file that the model has no use for, and why.
+        unexpected: names in the file that mean nothing to the model.
+        fresh: our names that such a file never has, and why.
+    """
+    fresh = fresh or {}
+    placed = place(candidates, target)
+    report = Report(
+        source,
+        matched=placed.matched,
+        converted=placed.converted,
+        dropped=tuple(dropped),
+        missing=tuple(name for name in target if name not in candidates and name not in fresh),
+        unexpected=tuple(unexpected),
+        mismatched=placed.mismatched,
+        fresh=tuple(Note(name, why) for name, why in fresh.items()),
+    )
+    return placed, report
 
 
 def read_state_file(path: Path) -> dict[str, Tensor]:
