@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from xvlm_cli import output as outputs
-from xvlm_cli.options import JsonOption, OverwriteOption, QuietOption, complete_run
+from xvlm_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, complete_run
 
 
 def cp(
@@ -23,6 +23,7 @@ def cp(
     ],
     destination: Annotated[Path, typer.Argument(help="The new model folder.")],
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     json_document: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -48,6 +49,10 @@ def cp(
             )
         if found.path.resolve().is_relative_to(destination.resolve()):
             raise OutputError(f"{destination} holds the model to be copied", try_="another name")
+    if dry_run:
+        value = {"model": destination, "from": found.said, "files": list(names)}
+        out.result(value, f"would copy {', '.join(names)} from {found.said} to {destination}")
+        return
     with outputs.writing(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xvlm_cli import output as outputs
-from xvlm_cli.options import JsonOption, OverwriteOption, QuietOption, complete_finetune
+from xvlm_cli.options import (
+    DryRunOption,
+    JsonOption,
+    OverwriteOption,
+    QuietOption,
+    complete_finetune,
+)
 from xvlm_cli.options import complete_run as complete_model
 from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
@@ -49,6 +56,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Write predictions here (JSON lines).")
     ] = None,
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     json_document: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -66,6 +74,13 @@ def evaluate(
         raise OutputError(f"{output} exists", try_="another -o, or --overwrite")
     found = find_checkpoint(checkpoint, GROUNDING, os.environ)
     (out.warn if found.builtin else out.note)(found.origin)
+    if dry_run:
+        pictures = min(len(store.indices(split)), limit or sys.maxsize)
+        value = {"data": folder, "split": split, "pictures": pictures, "write": output}
+        lines = [f"would ask about {pictures:,} pictures of {folder}, split {split}"]
+        lines += [f"would write {output}"] if output is not None else []
+        out.result({**value, "model": found.origin}, lines)
+        return
     predictions, dropped, about = _predict(found.folder, store, split, limit, device, out)
     _report(predictions, dropped, about, found, store, split, output, out)
 

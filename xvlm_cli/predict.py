@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xvlm_cli import output as outputs
-from xvlm_cli.options import JsonOption, OverwriteOption, QuietOption
+from xvlm_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from xvlm_cli.options import complete_run as complete_model
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
@@ -63,6 +63,7 @@ def predict(
     ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     json_document: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -87,6 +88,12 @@ def predict(
     targets = [] if no_files else inputs.targets(items, output, overwrite=overwrite)
     found = find_checkpoint(checkpoint, task, os.environ)
     (out.warn if found.builtin else out.note)(found.origin)
+    if dry_run:
+        rows = [{"image": item.path, "phrases": list(item.phrases)} for item in items]
+        lines = [f"would ask about {item.path}: {', '.join(item.phrases)}" for item in items]
+        lines += [f"would write {target}" for target in targets]
+        out.result({"pictures": rows, "write": targets, "model": found.origin}, lines)
+        return
     _ground(items, targets, found, device, out)
 
 
