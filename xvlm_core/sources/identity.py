@@ -1,0 +1,56 @@
+"""Names by which a photograph is found again in another data set.
+
+COCO, Visual Genome, Flickr30K, SBU and the tasks on them share photographs under different names.
+Two pictures are the same if they have one of these names in common: ``coco:391895`` (COCO id),
+``flickr:4127484314`` (photo id of Flickr), ``vg:2343`` (Visual Genome id), ``url:host/path``.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+_PHOTO = re.compile(r"(\d{4,})_[0-9a-f]+(?:_\w)?(?:\.\w+)?$")
+_FLICKR = ("flickr.com", "staticflickr.com")
+
+
+def flickr_photo(url: object) -> str | None:
+    """The photo id of a Flickr address: the number before the first ``_`` of its last part."""
+    if not isinstance(url, str):
+        return None
+    try:
+        parts = urlsplit(url.strip())
+        host = (parts.hostname or "").lower()
+    except ValueError:
+        return None
+    if not any(host == name or host.endswith(f".{name}") for name in _FLICKR):
+        return None
+    match = _PHOTO.match(parts.path.rsplit("/", 1)[-1])
+    return match[1] if match else None
+
+
+def same_as(
+    *, coco: object = None, flickr: object = None, vg: object = None, url: object = None
+) -> tuple[str, ...]:
+    """Every name of a photograph that is known; what is None or malformed is left out.
+
+    Args:
+        coco: COCO id.
+        flickr: Flickr photo id.
+        vg: Visual Genome id.
+        url: where the picture came from: an address of Flickr gives its photo id too.
+    """
+    names = []
+    for prefix, id in (("coco", coco), ("flickr", flickr), ("vg", vg)):
+        if isinstance(id, bool) or id is None:
+            continue
+        number = str(id).strip()
+        if number.isascii() and number.isdigit():
+            names.append(f"{prefix}:{int(number)}")
+    if isinstance(url, str) and url.strip():
+        photo = flickr_photo(url)
+        if photo is not None:
+            names.append(f"flickr:{int(photo)}")
+        place = re.sub(r"^[a-z]+://", "", url.strip(), flags=re.IGNORECASE)
+        names.append("url:" + place.split("?", 1)[0].split("#", 1)[0])
+    return tuple(dict.fromkeys(names))
