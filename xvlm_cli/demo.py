@@ -164,7 +164,7 @@ def _forget(folder: Path) -> None:
 
 
 def _draw_world(settings: Settings, out: Output) -> None:
-    from xvlm_core.sources.registry import prepare
+    from xvlm_core.sources.prepare import prepare
 
     progress = Progress(quiet=out.quiet)
     prepare(
@@ -253,7 +253,7 @@ def _draw_answers(predictor: Predictor, store: Store, path: Path) -> None:
         record = store[int(index)]
         step = max(1, len(record.regions) // PHRASES_SHOWN)
         phrases = [region.text for region in record.regions[::step][:PHRASES_SHOWN]]
-        image = read_picture(store.picture_path(record))
+        image = read_picture(store.picture(record))
         answers = predictor.ground(image, [*phrases, *record.absent[:1]])
         panels.append(annotate(image, answers))
     columns = 3

@@ -79,7 +79,7 @@ def xvlm(
 @pytest.fixture(scope="session")
 def world_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small store of coloured shapes: train 12, val 4."""
-    from xvlm_core.sources.registry import prepare
+    from xvlm_core.sources.prepare import prepare
 
     folder = tmp_path_factory.mktemp("data") / "world"
     options = {"train": 12, "val": 4, "test": 0, "unseen": 0, "workers": 1}

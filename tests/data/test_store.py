@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xvlm_core.data import store_writer
+from xvlm_core.data import shard_writer
 from xvlm_core.data.images import PictureError
 from xvlm_core.data.records import Record, Region, Statement
+from xvlm_core.data.shard_writer import Encoded
 from xvlm_core.data.store import Store, StoreWriter
 from xvlm_core.errors import DataError, OutputError
 
@@ -119,11 +120,11 @@ def test_equal_data_gives_equal_bytes_and_fingerprint(tmp_path: Path) -> None:
 def test_pictures_inside_the_store_move_with_it(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     with StoreWriter(folder, image_root=folder, source="test", command=COMMAND) as writer:
-        (writer.work / "a.jpg").write_bytes(b"picture")
-        writer.add(records(1)[0])
+        writer.add(records(1)[0], (Encoded("a.jpg", b"picture"),))
     os.rename(folder, tmp_path / "moved")
     store = Store.open(tmp_path / "moved")
-    assert store.picture_path(store[0]).read_bytes() == b"picture"
+    assert store.picture(store[0]) == tmp_path / "moved" / "pictures" / "a.jpg"
+    assert (tmp_path / "moved" / "pictures" / "a.jpg").read_bytes() == b"picture"
 
 
 def test_picture_path_stays_inside_the_image_root(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_picture_path_stays_inside_the_image_root(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     for which in (0, 1):
         with pytest.raises(PictureError, match="outside the image root"):
-            store.picture_path(store[0], which)
+            store.picture(store[0], which)
 
 
 # Refusals before any work
@@ -215,7 +216,7 @@ def test_an_overwrite_that_cannot_move_into_place_puts_the_old_store_back(
     rename = os.rename
 
     def refuse_new(source: Path, target: Path) -> None:
-        if ".partial-" in source.name and not source.name.endswith(".old"):
+        if source.name.endswith(".partial"):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
         rename(source, target)
 
@@ -232,7 +233,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
     def full(file: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_writer, "_sync", full)
+    monkeypatch.setattr(shard_writer, "sync", full)
     with pytest.raises(OutputError, match="No space left on device") as caught:
         write(tmp_path / "store", records(3))
     assert str(tmp_path / "store") in caught.value.what
@@ -345,7 +346,7 @@ def test_damage_is_seen_when_opened(tmp_path: Path, damage: object) -> None:
 def test_another_schema_version_is_named(tmp_path: Path) -> None:
     write(tmp_path / "store", records(1))
     path = tmp_path / "store" / "manifest.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     with pytest.raises(DataError, match="schema version 99"):
         Store.open(tmp_path / "store")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from xvlm_core.data.manifest import Manifest
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
-from xvlm_core.sources.registry import prepare
+from xvlm_core.sources.prepare import prepare
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def prepare_store(tmp_path: Path) -> Prepare:
     def run(source: str, options: Mapping[str, object], **settings: Any) -> Prepared:
         folder = tmp_path / f"store-{len(made)}"
         made.append(folder)
+        options = {"workers": 1, **options}
         manifest = prepare(source, folder, options, command="xvlm prepare-data ...", **settings)
         store = Store.open(folder)
         store.verify()
@@ -56,8 +57,14 @@ def prepare_store(tmp_path: Path) -> Prepare:
             assert count["read"] == count["kept"] + dropped, item
             listed = [x for x in ledger if x["item"] == item and x["what"] == "dropped"]
             assert len(listed) == dropped, item
-        assert sum(len(r.captions) for r in records) == kept(manifest, "caption")
-        assert sum(len(r.regions) for r in records) == kept(manifest, "region")
+        for item, field in (
+            ("caption", "captions"),
+            ("region", "regions"),
+            ("absent", "absent"),
+            ("question", "questions"),
+            ("proposal", "proposals_xyxy_px"),
+        ):
+            assert sum(len(getattr(r, field)) for r in records) == kept(manifest, item), item
         assert len(records) == kept(manifest, "picture") + kept(manifest, "pair")
         return Prepared(manifest, records, ledger)
 

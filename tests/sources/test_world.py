@@ -11,7 +11,7 @@ from xvlm_core.config.schema import Recipe
 from xvlm_core.data.images import read_picture
 from xvlm_core.data.store import Store
 from xvlm_core.errors import OutputError, UsageError
-from xvlm_core.sources.registry import prepare
+from xvlm_core.sources.prepare import prepare
 from xvlm_core.sources.world import stand_in
 from xvlm_core.world.grammar import world_record
 
@@ -34,8 +34,8 @@ def test_the_store_holds_what_the_world_draws(tmp_path: Path, prepare_store: Pre
     ):
         record, picture_hwc = world_record(3, split, index, 64)
         assert store[number] == record
-        path = store.picture_path(store[number])
-        assert path.parent == tmp_path / "store-0" / "pictures"
+        path = store.picture(store[number])
+        assert isinstance(path, Path) and path.parent == tmp_path / "store-0" / "pictures"
         np.testing.assert_array_equal(np.asarray(read_picture(path)), picture_hwc)
 
 
@@ -66,7 +66,7 @@ def test_pairs_refer_to_pictures_that_are_there(tmp_path: Path, prepare_store: P
     for record in pairs:
         assert record.statement is not None
         for which in (0, 1):
-            assert store.picture_path(record, which).is_file()
+            assert store.picture(record, which).is_file()
 
 
 def test_no_pictures_and_too_small_pictures_are_refused(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_every_store_that_a_recipe_names_is_filled(tmp_path: Path) -> None:
         assert store.manifest.source == f"world (stand-in for {name})"
         assert all(store[i].captions for i in range(len(store)))
         assert any(store[i].regions for i in range(len(store))) == (name != "web/cc3m")
-        assert all(store.picture_path(store[i]).is_file() for i in range(len(store)))
-        first[store.picture_path(store[0]).read_bytes()] = manifest
+        assert all(store.picture(store[i]).is_file() for i in range(len(store)))
+        first[store.picture(store[0]).read_bytes()] = manifest
     assert len(first) == 4, "each store has other pictures"
 
 

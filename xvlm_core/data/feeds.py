@@ -85,7 +85,7 @@ class StoreStream:
     def _sample(self, place: Place, make: Make) -> Sample:
         store = self.stores[place.store]
         record = store[place.record]
-        return make(record, store.picture_path(record), place.epoch)
+        return make(record, store.picture(record), place.epoch)
 
 
 class PretrainFeed:

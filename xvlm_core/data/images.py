@@ -6,6 +6,7 @@ import io
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -66,8 +67,8 @@ def read_picture(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
         PictureError: with a short ``reason``.
     """
     name = _name(source)
-    with _open_file(source) as file:
-        image, orientation = _read_header(file, name, max_pixels)
+    with open_encoded(source) as file:
+        image, orientation = parse_header(file, name, max_pixels)
         try:
             image.load()
             image = _to_rgb(image, name)
@@ -91,10 +92,48 @@ def picture_size(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple
     Raises:
         PictureError: with a short ``reason``.
     """
-    with _open_file(source) as file:
-        image, orientation = _read_header(file, _name(source), max_pixels)
+    with open_encoded(source) as file:
+        image, orientation = parse_header(file, _name(source), max_pixels)
         width, height = image.size
     return (height, width) if orientation in _SIDEWAYS else (width, height)
+
+
+_RANGE = re.compile(r"(.+\.tar)@(\d{1,15})\+(\d{1,12})")
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Some bytes of a file.
+
+    Attributes:
+        file: its path, as in the record.
+        offset: of the first byte.
+        length: number of bytes.
+    """
+
+    file: str
+    offset: int
+    length: int
+
+
+def byte_range(relative: str) -> ByteRange | None:
+    """What ``a.tar@512+2048`` stands for; None for a plain path."""
+    match = _RANGE.fullmatch(relative) if isinstance(relative, str) else None
+    return ByteRange(match[1], int(match[2]), int(match[3])) if match else None
+
+
+def read_range(path: Path, offset: int, length: int) -> bytes:
+    """Some bytes of a file, whole.
+
+    Raises:
+        PictureError: "missing", "empty file", or "truncated image" if the file ends before.
+    """
+    with open_encoded(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if offset + length > size:
+            raise PictureError("truncated image", f"{path}: ends before byte {offset + length}")
+        file.seek(offset)
+        return file.read(length)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
@@ -134,7 +173,12 @@ def _name(source: Path | bytes) -> str:
     return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _open_file(source: Path | bytes) -> IO[bytes]:
+def open_encoded(source: Path | bytes) -> IO[bytes]:
+    """A picture file, or bytes, opened; the file must be a regular one and not be empty.
+
+    Raises:
+        PictureError: "missing", "empty file", "not a file", "not a file name" or "unreadable".
+    """
     if isinstance(source, bytes):
         if not source:
             raise PictureError("empty file", _name(source))
@@ -156,8 +200,17 @@ def _open_file(source: Path | bytes) -> IO[bytes]:
         raise PictureError("unreadable", source) from error
 
 
-def _read_header(file: IO[bytes], name: str, max_pixels: int) -> tuple[Image.Image, int]:
-    """An image that is not decoded yet, checked for size, and the orientation still to apply."""
+def parse_header(file: IO[bytes], name: str, max_pixels: int) -> tuple[Image.Image, int]:
+    """An image that is not decoded yet, checked for size, and the orientation still to apply.
+
+    Args:
+        file: from ``open_encoded``; must stay open as long as the image is used.
+        name: for messages.
+        max_pixels: larger pictures are refused.
+
+    Raises:
+        PictureError: "not an image", "too large" or "damaged image".
+    """
     try:
         image = Image.open(file, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -8,12 +8,31 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 from xvlm_core.data.text import sanitize
 
-Item = Literal["line", "picture", "caption", "region", "question", "pair", "absent"]
+Item = Literal["line", "picture", "caption", "region", "question", "pair", "absent", "proposal"]
 """What is counted. A ``line`` is a line of an input file that should hold an item of any type."""
+
+CHOICES = frozenset(
+    {
+        "box has no area",
+        "box not finite",
+        "box outside the picture",
+        "box too small",
+        "crowd",
+        "depiction",
+        "empty text",
+        "excluded",
+        "group",
+        "no text left",
+        "text overlap",
+    }
+)
+"""Reasons to drop something that is as it should be, or as such data always is. Any other reason
+says that something is damaged or missing."""
 
 _SEEN_LIMIT = 200
 
@@ -120,6 +139,41 @@ class Ledger:
                 raise AssertionError(
                     f"{item}: read {count['read']} != kept {count['kept']} + dropped {dropped}"
                 )
+
+
+def damaged(counts: Counts) -> dict[str, dict[str, int]]:
+    """What was dropped because it is damaged or missing, not by choice: {item: {reason: n}}.
+
+    What went with a damaged picture ("picture: missing") is not counted again.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for item, count in counts.items():
+        for reason, n in count["dropped"].items():
+            if ": " not in reason and reason not in CHOICES:
+                found.setdefault(item, {})[reason] = n
+    return found
+
+
+def merged(parts: Iterable[Counts]) -> Counts:
+    """The sums of several counts."""
+    items: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for item, count in part.items():
+            total = items.setdefault(
+                item, {"read": 0, "kept": 0, "dropped": Counter(), "repaired": Counter()}
+            )
+            total["read"] += count["read"]
+            total["kept"] += count["kept"]
+            total["dropped"].update(count["dropped"])
+            total["repaired"].update(count["repaired"])
+    return {
+        item: {
+            **items[item],
+            "dropped": dict(sorted(items[item]["dropped"].items())),
+            "repaired": dict(sorted(items[item]["repaired"].items())),
+        }
+        for item in sorted(items)
+    }
 
 
 def _short(seen: object) -> object:

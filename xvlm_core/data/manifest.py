@@ -11,12 +11,32 @@ from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "manifest.json"
 LEDGER = "ledger.jsonl"
-INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i4"), ("split", "<i4")])
-"""One row a record: byte offset, bytes without the newline, number of its split."""
+INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i4"), ("split", "<i4"), ("id", "<u8")])
+"""One row a record: byte offset, bytes without the newline, number of its split in the shard's
+``splits``, and ``name_hash`` of its id."""
+
+SAME_DTYPE = np.dtype([("name", "<u8"), ("record", "<i8")])
+"""One row a name of a photograph: ``name_hash`` of it, and the number of the record."""
+
+
+def name_hash(name: str) -> int:
+    """64 bits that stand for a name."""
+    data = name.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 class Shard(BaseModel):
-    """One file of records and its index."""
+    """One file of records (with their pictures, if packed) and its index.
+
+    Attributes:
+        file: ``records-00000.jsonl``, or ``shard-00000.tar`` with pictures and records.
+        index: ``records-00000.idx.npy``: ``INDEX_DTYPE``.
+        records: their number.
+        bytes: size of ``file``.
+        splits: records of each split; the order gives the split numbers of the index.
+        sha256: of ``file``.
+        index_sha256: of ``index``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,6 +44,9 @@ class Shard(BaseModel):
     index: str
     records: int
     bytes: int
+    splits: dict[str, int]
+    sha256: str
+    index_sha256: str
 
 
 class Manifest(BaseModel):
@@ -34,11 +57,15 @@ class Manifest(BaseModel):
         source: the kind of source ("coco", "jsonl", "world", ...).
         command: what was typed to make it.
         image_root: folder of the pictures; relative to the store if inside it.
+        packed: the pictures are in the shards.
+        resized: longest side in pixels that larger pictures were reduced to.
+        rules: the cleaning rules that were on.
+        excluded: where the lists of excluded pictures came from.
         records: number of records.
-        splits: records of each split; the order gives the split numbers of the index.
+        splits: records of each split.
         counts: read, kept, dropped, repaired of each item type.
         shards: the files of records.
-        checksums: sha256 of every other file of the store.
+        checksums: sha256 of every other file of the store but the pictures.
         fingerprint: sha256 over the records: equal data, equal fingerprint.
     """
 
@@ -48,6 +75,10 @@ class Manifest(BaseModel):
     source: str
     command: str
     image_root: str
+    packed: bool = False
+    resized: int | None = None
+    rules: dict[str, Any] = {}
+    excluded: tuple[str, ...] = ()
     records: int
     splits: dict[str, int]
     counts: dict[str, dict[str, Any]]

@@ -14,7 +14,9 @@ from typing import Any, Literal, get_args
 RegionKind = Literal["object", "attribute", "region", "relation", "phrase"]
 REGION_KINDS: tuple[str, ...] = get_args(RegionKind)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Box = tuple[float, float, float, float]
 
 
 class RecordError(ValueError):
@@ -31,7 +33,7 @@ class Region:
     """A text about a part of the picture."""
 
     text: str
-    box_xyxy_px: tuple[float, float, float, float]
+    box_xyxy_px: Box
     kind: RegionKind = "object"
 
 
@@ -64,8 +66,22 @@ class Statement:
 class Record:
     """One picture with its texts of every grain.
 
-    ``images`` has one path (or two, for a pair), relative to the image root of the store.
-    ``absent`` holds texts that are known not to be in the picture (verified negatives).
+    Attributes:
+        id: unique in the store.
+        images: one path (two of a pair), relative to the image root of the store;
+            ``a.tar@512+2048``: that many bytes of a tar file from that offset.
+        width: pixels after EXIF orientation.
+        height: the same.
+        captions: texts of the whole picture.
+        regions: texts of parts.
+        absent: texts that are known not to be in the picture (verified negatives).
+        questions: with their answers.
+        proposals_xyxy_px: boxes of a detector, without texts.
+        statement: about a pair.
+        split: "train", "val", "test", ...
+        source: where it comes from.
+        same_as: names of the same photograph elsewhere ("coco:391895"; see ``sources.identity``).
+        meta: whatever else the source knows.
     """
 
     id: str
@@ -76,9 +92,11 @@ class Record:
     regions: tuple[Region, ...] = ()
     absent: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
+    proposals_xyxy_px: tuple[Box, ...] = ()
     statement: Statement | None = None
     split: str = "train"
     source: str = ""
+    same_as: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -112,9 +130,13 @@ class Record:
                 }
                 for q in self.questions
             ]
+        if self.proposals_xyxy_px:
+            out["proposals_xyxy_px"] = [list(box) for box in self.proposals_xyxy_px]
         if self.statement is not None:
             out["statement"] = {"text": self.statement.text, "label": self.statement.label}
         out["split"], out["source"] = self.split, self.source
+        if self.same_as:
+            out["same_as"] = list(self.same_as)
         if self.meta:
             out["meta"] = self.meta
         return out
@@ -130,7 +152,7 @@ def _texts(value: object, reason: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _box(value: object) -> tuple[float, float, float, float]:
+def _box(value: object) -> Box:
     if (
         not isinstance(value, list)
         or len(value) != 4
@@ -196,6 +218,9 @@ def record_from_json(value: object) -> Record:
         raise RecordError("malformed region", regions)
     if not isinstance(questions, list):
         raise RecordError("malformed question", questions)
+    proposals = value.get("proposals_xyxy_px", [])
+    if not isinstance(proposals, list):
+        raise RecordError("malformed box", proposals)
     meta = value.get("meta", {})
     return Record(
         id=value["id"],
@@ -206,8 +231,10 @@ def record_from_json(value: object) -> Record:
         regions=tuple(_region(r) for r in regions),
         absent=_texts(value.get("absent", []), "malformed absent"),
         questions=tuple(_question(q) for q in questions),
+        proposals_xyxy_px=tuple(_box(box) for box in proposals),
         statement=statement,
         split=str(value.get("split", "train")),
         source=str(value.get("source", "")),
+        same_as=_texts(value.get("same_as", []), "malformed same_as"),
         meta=meta if isinstance(meta, dict) else {},
     )

@@ -2,7 +2,8 @@
 
 ``records-00000.jsonl`` (one record a line), ``records-00000.idx.npy`` (where each line stands, and
 its split), ``manifest.json`` and ``ledger.jsonl``. Pictures stay where they are: the manifest names
-the image root; a root inside the store is kept relative, so that the folder can be moved.
+the image root; a root inside the store is kept relative, so that the folder can be moved. Of a
+packed store, records and pictures are in ``shard-00000.tar``.
 """
 
 from __future__ import annotations
@@ -102,29 +103,33 @@ class Store:
         """Record numbers of a split in store order (None: all), read from the index alone."""
         if split is None:
             return np.arange(len(self), dtype=np.int64)
-        splits = list(self.manifest.splits)
-        if split not in splits:
-            return np.empty(0, dtype=np.int64)
-        code = splits.index(split)
-        found, first = [], 0
+        found, first = [np.empty(0, dtype=np.int64)], 0
         for number, shard in enumerate(self.manifest.shards):
-            found.append(np.flatnonzero(self._index(number)["split"] == code) + first)
+            if list(shard.splits) == [split]:
+                found.append(np.arange(first, first + shard.records))
+            elif split in shard.splits:
+                code = list(shard.splits).index(split)
+                found.append(np.flatnonzero(self._index(number)["split"] == code) + first)
             first += shard.records
         return np.concatenate(found).astype(np.int64)
 
-    def picture_path(self, record: Record, which: int = 0) -> Path:
-        """The real path of a record's picture.
+    def picture(self, record: Record, which: int = 0) -> Path | bytes:
+        """A record's picture: its real path, or, where it is inside a tar file, its bytes.
 
         Args:
             record: of this store.
             which: 0, or 1 for the second picture of a pair.
 
         Raises:
-            PictureError: the path leaves the image root.
+            PictureError: the path leaves the image root, or the tar file is missing or cut off.
         """
-        from xvlm_core.data.images import resolve_inside
+        from xvlm_core.data.images import byte_range, read_range, resolve_inside
 
-        return resolve_inside(self.image_root, record.images[which])
+        relative = record.images[which]
+        span = byte_range(relative)
+        if span is None:
+            return resolve_inside(self.image_root, relative)
+        return read_range(resolve_inside(self.image_root, span.file), span.offset, span.length)
 
     def verify(self) -> None:
         """Compare every file with its checksum.
@@ -132,10 +137,13 @@ class Store:
         Raises:
             DataError: naming the files that differ.
         """
+        expected = dict(self.manifest.checksums)
+        for shard in self.manifest.shards:
+            expected |= {shard.file: shard.sha256, shard.index: shard.index_sha256}
         wrong = [
             name
-            for name, expected in self.manifest.checksums.items()
-            if not (self.folder / name).is_file() or sha256_file(self.folder / name) != expected
+            for name, checksum in expected.items()
+            if not (self.folder / name).is_file() or sha256_file(self.folder / name) != checksum
         ]
         if wrong:
             raise _damaged(self.folder, f"checksums differ: {', '.join(wrong)}", self.manifest)

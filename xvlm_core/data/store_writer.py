@@ -1,47 +1,346 @@
-"""Writing a store: whole and in place at the end, or nothing at all."""
+"""Writing a store: whole and in place at the end; what was done before a stop is not done again."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
-import secrets
 import shutil
-from array import array
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import IO, Any
 
 import numpy as np
 
-from xvlm_core.data.ledger import Item, Ledger
-from xvlm_core.data.manifest import INDEX_DTYPE, LEDGER, MANIFEST, Manifest, Shard, sha256_file
+from xvlm_core.data.ledger import Ledger, merged
+from xvlm_core.data.manifest import LEDGER, MANIFEST, SAME_DTYPE, Manifest, Shard, sha256_file
 from xvlm_core.data.records import SCHEMA_VERSION, Record
+from xvlm_core.data.shard_writer import (
+    PICTURES,
+    Encoded,
+    ShardDone,
+    ShardWriter,
+    ledger_part,
+    looks_part,
+    same_part,
+    save_array,
+    sync,
+    sync_folder,
+)
 from xvlm_core.errors import DataError, OutputError
 
+SAME = "same.npy"
+"""Names of photographs, sorted: ``SAME_DTYPE``."""
 
-class StoreWriter:
-    """Writes a store as a context manager: whole and in place at the end, or nothing at all.
+LOOKS = "looks.npy"
+"""Perceptual hash of the pictures and the number of the record, two ``uint64`` a row."""
 
-    Files are written to a hidden folder beside the target, synced, and renamed into place.
-    A source counts what it reads, keeps and drops in ``ledger``; at the end it is checked that
-    read = kept + dropped and that what was counted as kept is what was written (an item type that
-    the source never counted is counted from the records).
+_DONE = "shards.jsonl"
+_KEY = "key"
+_LOCK = "lock"
+
+
+class StoreFolder:
+    """The hidden folder that becomes a store: ``.NAME.partial`` beside it, then renamed.
 
     Args:
         folder: where the store will be; must not exist, or be empty.
-        image_root: folder that the records' picture paths start from. ``folder`` itself: the
-            source writes pictures into ``work``.
-        source: kind of source.
-        command: what was typed; shown when the store must be made again.
+        image_root: folder of the pictures; None: they are in the store.
         overwrite: replace an existing store.
-        shard_records: records a file.
 
     Raises:
         OutputError: at once, if the folder is not empty (with ``overwrite``: not a store, or it
             holds the pictures to be read); later, if the disk is full or read-only.
+    """
+
+    def __init__(self, folder: Path, image_root: Path | None, *, overwrite: bool = False) -> None:
+        self.folder = Path(os.path.realpath(folder))
+        self.image_root = self.folder
+        if image_root is not None:
+            self.image_root = Path(os.path.realpath(image_root))
+        self.given = folder
+        self.work = self.folder.parent / f".{self.folder.name}.partial"
+        self.done: dict[int, ShardDone] = {}
+        self._lock: IO[str] | None = None
+        self._refuse(overwrite)
+
+    def _refuse(self, overwrite: bool) -> None:
+        try:
+            if not os.path.lexists(self.folder):
+                return
+            if not self.folder.is_dir():
+                raise OutputError(f"{self.given} is not a folder", try_="another -o FOLDER")
+            if not any(self.folder.iterdir()):
+                return
+        except OSError as error:
+            raise cannot_write(self.given, error) from error
+        if not overwrite:
+            raise OutputError(f"{self.given} is not empty", try_="--overwrite")
+        if not (self.folder / MANIFEST).is_file():
+            raise OutputError(
+                f"{self.given} is not empty and not a prepared store: not overwritten",
+                try_="another -o FOLDER",
+            )
+        if self.image_root != self.folder and self.image_root.is_relative_to(self.folder):
+            raise OutputError(
+                f"overwriting {self.given} would delete the pictures to be read",
+                where=str(self.image_root),
+                try_="another -o FOLDER",
+            )
+
+    def begin(self, key: str) -> None:
+        """Open the hidden folder; ``done`` then has the shards of an earlier run with this key.
+
+        Raises:
+            OutputError: it cannot be written, or another process is writing it.
+        """
+        with self.writing():
+            self.work.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            if not self._same_key(key):
+                for path in self.work.iterdir():
+                    if path.name != _LOCK:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                (self.work / _KEY).write_text(key, encoding="utf-8")
+            self.done = self._read_done()
+
+    def _take_lock(self) -> None:
+        self._lock = open(self.work / _LOCK, "a")  # noqa: SIM115 (closed in release)
+        try:
+            import fcntl
+        except ImportError:  # Windows: two processes at once are not noticed there
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a file system without locks
+            raise OutputError(
+                f"another xvlm prepare-data is writing {self.given}",
+                where=str(self.work),
+                try_="wait for it, or another -o FOLDER",
+            ) from error
+
+    def _same_key(self, key: str) -> bool:
+        path = self.work / _KEY
+        return path.is_file() and path.read_text(encoding="utf-8") == key
+
+    def _read_done(self) -> dict[int, ShardDone]:
+        path = self.work / _DONE
+        found: dict[int, ShardDone] = {}
+        if not path.is_file():
+            return found
+        good = b""
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                value = json.loads(line)
+                shard = Shard.model_validate(value["shard"])
+                done = ShardDone(value["number"], shard, value["counts"])
+            except (ValueError, KeyError):  # the line that was being written at the stop
+                break
+            if not line.endswith(b"\n"):
+                break
+            good += line
+            file = self.work / shard.file
+            if file.is_file() and file.stat().st_size == shard.bytes:
+                found[done.number] = done
+        path.write_bytes(good)
+        return found
+
+    def add(self, done: ShardDone) -> None:
+        """Note that a shard is done: from now on it is not done again."""
+        line = {"number": done.number, "shard": done.shard.model_dump(), "counts": done.counts}
+        with self.writing(), open(self.work / _DONE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            sync(file)
+        self.done[done.number] = done
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns an ``OSError`` of the block (disk full, read-only) into an ``OutputError``."""
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.given, error) from error
+
+    def finish(
+        self, *, source: str, command: str, files: Mapping[str, bytes], **about: Any
+    ) -> Manifest:
+        """Put the shards together and the folder in place.
+
+        Args:
+            source: for the manifest.
+            command: for the manifest.
+            files: further files (name: content).
+            about: further fields of the manifest.
+
+        Raises:
+            DataError: records have the same id (naming them).
+        """
+        shards = [self.done[number] for number in sorted(self.done)]
+        assert [done.number for done in shards] == list(range(len(shards)))
+        self._refuse_repeated_ids([done.shard for done in shards])
+        checksums = {}
+        with self.writing():
+            self._join_ledgers(len(shards))
+            names = [LEDGER, *self._join_arrays(shards)]
+            for name, content in files.items():
+                with open(self.work / name, "wb") as file:
+                    file.write(content)
+                    sync(file)
+                names.append(name)
+            checksums = {name: sha256_file(self.work / name) for name in names}
+            manifest = self._manifest(shards, checksums, source, command, about)
+            with open(self.work / MANIFEST, "w", encoding="utf-8", newline="\n") as file:
+                file.write(manifest.model_dump_json(indent=2) + "\n")
+                sync(file)
+            self._sweep(manifest)
+            sync_folder(self.work)
+            self._into_place()
+        return manifest
+
+    def _refuse_repeated_ids(self, shards: list[Shard]) -> None:
+        indexes = [np.load(self.work / s.index, allow_pickle=False) for s in shards]
+        hashes = np.concatenate([index["id"] for index in indexes])
+        hashes.sort()
+        repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        if not repeated:
+            return
+        seen: dict[str, int] = {}
+        for shard, index in zip(shards, indexes, strict=True):
+            with open(self.work / shard.file, "rb") as file:
+                for row in index[np.isin(index["id"], list(repeated))]:
+                    file.seek(int(row["offset"]))
+                    id = str(json.loads(file.read(int(row["length"])))["id"])
+                    seen[id] = seen.get(id, 0) + 1
+        names = sorted(id for id, n in seen.items() if n > 1)
+        if not names:  # two ids with one hash
+            return
+        self.remove()
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        raise DataError(
+            f"records with the same id: {', '.join(names[:10])}{more}",
+            try_="give each record an id of its own",
+        )
+
+    def _join_ledgers(self, shards: int) -> None:
+        with open(self.work / LEDGER, "wb") as whole:
+            for number in range(shards):
+                with open(self.work / ledger_part(number), "rb") as part:
+                    shutil.copyfileobj(part, whole)
+            sync(whole)
+
+    def _join_arrays(self, shards: list[ShardDone]) -> list[str]:
+        """Names of photographs and perceptual hashes of all shards, sorted."""
+        names = []
+        first, same, looks = 0, [], []
+        for done in shards:
+            rows = np.load(self.work / same_part(done.number), allow_pickle=False)
+            rows["record"] += first
+            same.append(rows)
+            seen = np.load(self.work / looks_part(done.number), allow_pickle=False)
+            seen[:, 1] += np.uint64(first)
+            looks.append(seen)
+            first += done.shard.records
+        all_same: np.ndarray[Any, Any] = np.concatenate([np.empty(0, SAME_DTYPE), *same])
+        all_same.sort(order=("name", "record"))
+        all_looks: np.ndarray[Any, Any] = np.concatenate([np.empty((0, 2), np.uint64), *looks])
+        for name, rows in ((SAME, all_same), (LOOKS, all_looks)):
+            if len(rows):
+                save_array(self.work / name, rows)
+                names.append(name)
+        return names
+
+    def _manifest(
+        self,
+        shards: list[ShardDone],
+        checksums: dict[str, str],
+        source: str,
+        command: str,
+        about: Mapping[str, Any],
+    ) -> Manifest:
+        root = self.image_root
+        if root.is_relative_to(self.folder):
+            root = root.relative_to(self.folder)
+        splits: dict[str, int] = {}
+        for done in shards:
+            for split, n in done.shard.splits.items():
+                splits[split] = splits.get(split, 0) + n
+        kept = tuple(done.shard for done in shards if done.shard.records)
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            source=source,
+            command=command,
+            image_root=root.as_posix(),
+            records=sum(shard.records for shard in kept),
+            splits=splits,
+            counts=merged(done.counts for done in shards),
+            shards=kept,
+            checksums=checksums,
+            fingerprint=hashlib.sha256("".join(s.sha256 for s in kept).encode()).hexdigest(),
+            **about,
+        )
+
+    def _sweep(self, manifest: Manifest) -> None:
+        """Remove what served the making alone."""
+        keep = {MANIFEST, PICTURES, _LOCK, *manifest.checksums}
+        keep |= {name for shard in manifest.shards for name in (shard.file, shard.index)}
+        for path in self.work.iterdir():
+            if path.name not in keep:
+                path.unlink()
+
+    def _into_place(self) -> None:
+        old = self.work.with_name(f".{self.folder.name}.old")
+        (self.work / _LOCK).unlink(missing_ok=True)
+        if old.exists():  # of a run that was killed between the two renames
+            shutil.rmtree(old)
+        existed = self.folder.exists()
+        if existed:
+            os.rename(self.folder, old)
+        try:
+            os.rename(self.work, self.folder)
+        except OSError:
+            if existed:
+                os.rename(old, self.folder)
+            raise
+        sync_folder(self.folder.parent)
+        if existed:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let others write; what is done stays for a next run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def remove(self) -> None:
+        """Give up: leave nothing behind."""
+        self.done.clear()
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.release()
+
+
+class StoreWriter:
+    """Writes records to a store, one after the other, as a context manager: whole or not at all.
+
+    ``ledger`` belongs to the shard being written.
+
+    Args:
+        folder: where the store will be; must not exist, or be empty.
+        image_root: folder that the records' picture paths start from. ``folder`` itself: pictures
+            come with the records.
+        source: kind of source.
+        command: what was typed; shown when the store must be made again.
+        overwrite: replace an existing store.
+        shard_records: records a file.
+        packed: pictures go into the shards.
+
+    Raises:
+        OutputError: as ``StoreFolder``.
         DataError: at the end, if records have the same id (naming them).
     """
 
@@ -54,138 +353,48 @@ class StoreWriter:
         command: str,
         overwrite: bool = False,
         shard_records: int = 1_000_000,
+        packed: bool = False,
     ) -> None:
-        self.folder = Path(os.path.realpath(folder))
-        self.image_root = Path(os.path.realpath(image_root))
-        self.source = source
-        self.command = command
-        self.ledger = Ledger()
-        self._given = folder
-        self._shard_records = shard_records
-        self._refuse(overwrite)
-
-    def _refuse(self, overwrite: bool) -> None:
-        try:
-            if not os.path.lexists(self.folder):
-                return
-            if not self.folder.is_dir():
-                raise OutputError(f"{self._given} is not a folder", try_="another -o FOLDER")
-            if not any(self.folder.iterdir()):
-                return
-        except OSError as error:
-            raise _cannot_write(self._given, error) from error
-        if not overwrite:
-            raise OutputError(f"{self._given} is not empty", try_="--overwrite")
-        if not (self.folder / MANIFEST).is_file():
-            raise OutputError(
-                f"{self._given} is not empty and not a prepared store: not overwritten",
-                try_="another -o FOLDER",
-            )
-        if self.image_root != self.folder and self.image_root.is_relative_to(self.folder):
-            raise OutputError(
-                f"overwriting {self._given} would delete the pictures to be read",
-                where=str(self.image_root),
-                try_="another -o FOLDER",
-            )
+        self.source, self.command = source, command
+        self.store = StoreFolder(folder, image_root, overwrite=overwrite)
+        self._shard_records, self._packed = shard_records, packed
 
     def __enter__(self) -> StoreWriter:
-        suffix = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self.work = self.folder.parent / f".{self.folder.name}.partial-{suffix}"
-        """The folder that becomes the store: for pictures that the source writes itself."""
-        self._digests: set[bytes] = set()
-        self._repeated: list[str] = []
-        self._written: Counter[str] = Counter()
-        self._splits: dict[str, int] = {}
-        self._shards: list[Shard] = []
-        self._checksums: dict[str, str] = {}
+        self.store.begin("")
         try:
-            with self.writing():
-                self.work.mkdir(parents=True)
-                # Closed in __exit__: they live as long as the writer does.
-                self._ledger_file = open(self.work / LEDGER, "w", encoding="utf-8", newline="\n")
-                self._open_shard()
+            for path in self.store.work.iterdir():  # this writer continues nothing
+                if path.name not in (_LOCK, _KEY):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self.store.done.clear()
+            with self.store.writing():
+                self._shard = self._open(0)
         except BaseException:
-            shutil.rmtree(self.work, ignore_errors=True)
+            self.store.remove()
             raise
-        self.ledger = Ledger(_Guarded(self))
         return self
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turns an ``OSError`` of the block (disk full, read-only) into an ``OutputError``."""
-        try:
-            yield
-        except OSError as error:
-            raise _cannot_write(self._given, error) from error
+    def _open(self, number: int) -> ShardWriter:
+        shard = ShardWriter(self.store.work, number, packed=self._packed)
+        shard.ledger = Ledger(_Guarded(self.store, shard.ledger_file))
+        return shard
 
     @property
-    def records(self) -> int:
-        """Number of records added."""
-        return len(self._digests)
+    def ledger(self) -> Ledger:
+        """Of what is read, kept and dropped."""
+        return self._shard.ledger
 
-    def add(self, record: Record) -> None:
-        """Append one record.
+    def add(self, record: Record, pictures: tuple[Encoded, ...] = ()) -> None:
+        """Append one record (and its pictures).
 
         Raises:
             OutputError: it cannot be written.
             DataError: it has text that is no Unicode.
         """
-        try:
-            line = record.to_line().encode("utf-8")
-            digest = hashlib.blake2b(record.id.encode("utf-8"), digest_size=16).digest()
-        except UnicodeEncodeError as error:
-            raise DataError(f"record {record.id!r} has text that is no Unicode") from error
-        if digest in self._digests:
-            self._repeated.append(record.id)
-            return
-        self._digests.add(digest)
-        split = self._splits.setdefault(record.split, 0)
-        self._splits[record.split] = split + 1
-        with self.writing():
-            if len(self._lengths) == self._shard_records:
-                self._close_shard()
-                self._open_shard()
-            self._file.write(line + b"\n")
-        self._lengths.append(len(line))
-        self._codes.append(list(self._splits).index(record.split))
-        self._count(record)
-
-    def _count(self, record: Record) -> None:
-        self._written["pair" if len(record.images) == 2 else "picture"] += 1
-        for item, n in (
-            ("caption", len(record.captions)),
-            ("region", len(record.regions)),
-            ("absent", len(record.absent)),
-            ("question", len(record.questions)),
-        ):
-            if n:
-                self._written[item] += n
-
-    def _open_shard(self) -> None:
-        name = f"records-{len(self._shards):05d}"
-        self._shard_name = name
-        self._file = open(self.work / f"{name}.jsonl", "wb")  # noqa: SIM115 (closed in __exit__)
-        self._lengths, self._codes = array("q"), array("q")
-
-    def _close_shard(self) -> None:
-        _sync(self._file)
-        self._file.close()
-        name = self._shard_name
-        rows = np.zeros(len(self._lengths), INDEX_DTYPE)
-        rows["length"], rows["split"] = self._lengths, self._codes
-        if len(rows):
-            rows["offset"][1:] = np.cumsum(rows["length"][:-1].astype(np.int64) + 1)
-        with open(self.work / f"{name}.idx.npy", "wb") as file:
-            np.save(file, rows, allow_pickle=False)
-            _sync(file)
-        self._shards.append(
-            Shard(
-                file=f"{name}.jsonl",
-                index=f"{name}.idx.npy",
-                records=len(rows),
-                bytes=(self.work / f"{name}.jsonl").stat().st_size,
-            )
-        )
+        with self.store.writing():
+            if len(self._shard) == self._shard_records:
+                self.store.add(self._shard.finish())
+                self._shard = self._open(self._shard.number + 1)
+            self._shard.add(record, pictures)
 
     def __exit__(
         self,
@@ -195,112 +404,30 @@ class StoreWriter:
     ) -> None:
         try:
             if error is None:
-                self._finish()
-        finally:
-            for file in (self._file, self._ledger_file):
-                # A full disk may fail again here, on what is left in the buffer.
-                with suppress(OSError):
-                    file.close()
-            # After success it is gone: renamed into place.
-            shutil.rmtree(self.work, ignore_errors=True)
-
-    def _finish(self) -> None:
-        if self._repeated:
-            names = sorted(set(self._repeated))
-            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            raise DataError(
-                f"records with the same id: {', '.join(names[:10])}{more}",
-                try_="give each record an id of its own",
-            )
-        self._check_ledger()
-        with self.writing():
-            self._close_shard()
-            _sync(self._ledger_file)
-            self._ledger_file.close()
-            # Pictures that a source wrote are not listed: their number may be in the millions.
-            for name in [LEDGER, *(n for s in self._shards for n in (s.file, s.index))]:
-                self._checksums[name] = sha256_file(self.work / name)
-            self.manifest = self._manifest()
-            with open(self.work / MANIFEST, "w", encoding="utf-8", newline="\n") as file:
-                file.write(self.manifest.model_dump_json(indent=2) + "\n")
-                _sync(file)
-            _sync_folder(self.work)
-            self._into_place()
-
-    def _check_ledger(self) -> None:
-        counts = self.ledger.counts
-        for item, n in self._written.items():
-            if item not in counts:
-                self.ledger.read(cast(Item, item), n)
-                self.ledger.keep(cast(Item, item), n)
-        self.ledger.check()
-        for item, count in self.ledger.counts.items():
-            if item != "line" and count["kept"] != self._written[item]:
-                raise AssertionError(
-                    f"{item}: {count['kept']} counted as kept, {self._written[item]} written"
+                with self.store.writing():
+                    self.store.add(self._shard.finish())
+                self.manifest = self.store.finish(
+                    source=self.source, command=self.command, files={}, packed=self._packed
                 )
-
-    def _manifest(self) -> Manifest:
-        root = self.image_root
-        if root.is_relative_to(self.folder):
-            root = root.relative_to(self.folder)
-        records = "".join(self._checksums[shard.file] for shard in self._shards)
-        return Manifest(
-            schema_version=SCHEMA_VERSION,
-            source=self.source,
-            command=self.command,
-            image_root=root.as_posix(),
-            records=sum(shard.records for shard in self._shards),
-            splits=self._splits,
-            counts=self.ledger.counts,
-            shards=tuple(self._shards),
-            checksums=self._checksums,
-            fingerprint=hashlib.sha256(records.encode()).hexdigest(),
-        )
-
-    def _into_place(self) -> None:
-        old = self.work.with_name(self.work.name + ".old")
-        existed = self.folder.exists()
-        if existed:
-            os.rename(self.folder, old)
-        try:
-            os.rename(self.work, self.folder)
-        except OSError:
-            if existed:
-                os.rename(old, self.folder)
-            raise
-        _sync_folder(self.folder.parent)
-        if existed:
-            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            self._shard.close()
+            with suppress(OSError):
+                self.store.remove()
 
 
 class _Guarded:
-    """The ledger's file: what goes wrong while writing is an ``OutputError``."""
+    """A ledger's file: what goes wrong while writing is an ``OutputError``."""
 
-    def __init__(self, writer: StoreWriter) -> None:
-        self._writer = writer
+    def __init__(self, store: StoreFolder, file: IO[str]) -> None:
+        self._store, self._file = store, file
 
     def write(self, text: str) -> None:
-        with self._writer.writing():
-            self._writer._ledger_file.write(text)
+        with self._store.writing():
+            self._file.write(text)
 
 
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _cannot_write(folder: Path, error: OSError) -> OutputError:
+def cannot_write(folder: Path, error: OSError) -> OutputError:
+    """What to say of a disk that is full, read-only or gone."""
     reason = error.strerror or str(error)
     return OutputError(
         f"cannot write {folder}: {reason}",

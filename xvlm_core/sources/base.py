@@ -89,6 +89,7 @@ class Plan:
         total: number of drafts, if known.
         unit: what ``total`` counts.
         files: further files of the store (name: content), asked for after the last event.
+        shard_records: drafts a shard where the option does not say it; None: the usual number.
     """
 
     events: Iterator[Event]
@@ -97,6 +98,7 @@ class Plan:
     total: int | None = None
     unit: str = "pictures"
     files: Callable[[], Mapping[str, bytes]] = dict
+    shard_records: int | None = None
 
 
 @dataclass(frozen=True)

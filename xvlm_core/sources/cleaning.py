@@ -1,170 +1,41 @@
-"""What every source does with texts, boxes and pictures before they become records.
+"""What is kept of texts and boxes before they become records.
 
-Rules (paper, appendix A.1, as read in docs): a box is kept if its four numbers are finite, it has
-an area, and no part of it is outside the picture (no tolerance); then, if it is not too small;
-then, if something is left of its text after the cleaning that training does.
+Rules (paper, appendix A.1; ``base.Rules``), in this order: a box is kept if its four numbers are
+finite, it has an area, and no part of it is outside the picture (no tolerance); then, if it is not
+too small; then, if something is left of its text after the cleaning that training does; then, for
+texts of regions and relations, if it says something new about the picture. What is dropped by an
+earlier rule never suppresses a good one.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+import math
+from collections.abc import Sequence
+from typing import cast
 
 from xvlm_core.data.boxes import box_problem
-from xvlm_core.data.images import (
-    MAX_PIXELS,
-    PictureError,
-    _open_file,
-    _read_header,
-    read_picture,
-    resolve_inside,
-)
+from xvlm_core.data.images import PictureError
 from xvlm_core.data.ledger import Item, Ledger
-from xvlm_core.data.records import Region, RegionKind
+from xvlm_core.data.records import (
+    REGION_KINDS,
+    Answer,
+    Box,
+    Question,
+    Record,
+    Region,
+    RegionKind,
+    Statement,
+)
 from xvlm_core.data.text import EmptyTextError, pre_caption, sanitize
+from xvlm_core.sources.base import Rules
+from xvlm_core.sources.drafts import Draft, Said, corners
+from xvlm_core.sources.pictures import Picture, turn_box
 
-_SIDEWAYS = (5, 6, 7, 8)
-_THREADS = 16
-_CHUNK = 1024
+_SLACK = 1e-6
+"""Fractions may leave [0, 1] by this much: 0.1 + 0.2 + 0.7 is above 1 in floating point."""
 
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that can be read.
-
-    Attributes:
-        path: from the image root, with forward slashes.
-        width: pixels as shown, that is after EXIF orientation.
-        height: the same.
-        turn: EXIF orientation by which boxes must be turned, because they were drawn on the picture
-            as stored; 1: they are right; None: whether they must be turned cannot be told.
-    """
-
-    path: str
-    width: int
-    height: int
-    turn: int | None = 1
-
-    @property
-    def box_frame(self) -> tuple[int, int]:
-        """Width and height of the picture that the boxes were drawn on."""
-        sideways = self.turn in _SIDEWAYS
-        return (self.height, self.width) if sideways else (self.width, self.height)
-
-
-@dataclass(frozen=True)
-class PictureJob:
-    """A picture to check: its path, and the size that the annotations state, if any."""
-
-    path: str
-    stated: tuple[int, int] | None = None
-
-
-def check_picture(root: Path, job: PictureJob, *, decode: bool = False) -> Picture:
-    """Check that a picture is inside the root, is one, is whole, and has the stated size.
-
-    Reads the header and the end of the file; decodes only if asked, or if the end looks cut off.
-
-    Args:
-        root: the image root.
-        job: the picture, and the size that annotations state: as stored or as shown. A picture
-            that EXIF turns, and whose stated size fits both, has boxes of an unknown frame. With
-            no size stated, boxes are those of the picture as shown.
-        decode: read all of it.
-
-    Raises:
-        PictureError: with a short reason, those of ``data.images`` or "size mismatch".
-    """
-    try:
-        job.path.encode("utf-8")
-    except UnicodeEncodeError as error:  # a lone surrogate: such a name cannot be stored
-        raise PictureError("not a file name", repr(job.path)) from error
-    path = resolve_inside(root, job.path)
-    with _open_file(path) as file:
-        image, orientation = _read_header(file, job.path, MAX_PIXELS)
-        stored = image.size
-    if decode or not _ends_whole(path):
-        read_picture(path)
-    shown = (stored[1], stored[0]) if orientation in _SIDEWAYS else stored
-    turn: int | None = 1
-    if job.stated is not None and job.stated not in (stored, shown):
-        (w, h), (sw, sh) = job.stated, shown
-        raise PictureError("size mismatch", f"{job.path}: stated {w}x{h}, really {sw}x{sh}")
-    if job.stated is not None and orientation in range(2, 9):
-        if stored == shown:
-            turn = None
-        elif job.stated == stored:
-            turn = orientation
-    return Picture(job.path, shown[0], shown[1], turn)
-
-
-def check_pictures(
-    root: Path, jobs: Iterable[PictureJob], *, decode: bool = False
-) -> Iterator[Picture | PictureError]:
-    """``check_picture`` of many, in order, some at a time: most of it is waiting for the disk."""
-
-    def check(job: PictureJob) -> Picture | PictureError:
-        try:
-            return check_picture(root, job, decode=decode)
-        except PictureError as error:
-            return error
-
-    remaining = iter(jobs)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while chunk := list(islice(remaining, _CHUNK)):
-            yield from pool.map(check, chunk)
-
-
-def _ends_whole(path: Path) -> bool:
-    """Whether a file of a format with an end mark ends with it (or close to it)."""
-    with open(path, "rb") as file:
-        start = file.read(12)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 64))
-        end = file.read()
-    if start.startswith(b"\xff\xd8"):
-        return b"\xff\xd9" in end
-    if start.startswith(b"\x89PNG"):
-        return b"IEND" in end
-    if start.startswith(b"GIF8"):
-        return end.rstrip(b"\0").endswith(b";")
-    if start.startswith(b"RIFF"):
-        return size >= int.from_bytes(start[4:8], "little") + 8
-    return True
-
-
-def turn_box(box_xyxy_px: Box, width: int, height: int, orientation: int) -> Box:
-    """A box on the stored picture (``width`` x ``height``) to the picture as shown.
-
-    Args:
-        box_xyxy_px: box in stored pixels.
-        width: stored width.
-        height: stored height.
-        orientation: EXIF value, 1 to 8.
-    """
-    x1, y1, x2, y2 = box_xyxy_px
-    points = [_turn_point(x, y, width, height, orientation) for x, y in ((x1, y1), (x2, y2))]
-    (ax, ay), (bx, by) = points
-    return min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)
-
-
-def _turn_point(x: float, y: float, w: int, h: int, orientation: int) -> tuple[float, float]:
-    return {
-        1: (x, y),
-        2: (w - x, y),
-        3: (w - x, h - y),
-        4: (x, h - y),
-        5: (y, x),
-        6: (h - y, x),
-        7: (h - y, w - x),
-        8: (y, w - x),
-    }[orientation]
+_OVERLAPPING = ("region", "relation")
+_ALL_WORDS = 1_000_000
 
 
 class Cleaner:
@@ -172,66 +43,179 @@ class Cleaner:
 
     Args:
         ledger: of the store.
-        min_box_area: share of the picture below which a box is dropped.
+        rules: what is dropped although it is well-formed.
     """
 
-    def __init__(self, ledger: Ledger, *, min_box_area: float = 0.0) -> None:
+    def __init__(self, ledger: Ledger, rules: Rules | None = None) -> None:
         self.ledger = ledger
-        self.min_box_area = min_box_area
+        self.rules = Rules() if rules is None else rules
 
-    def text(self, item: Item, id: str, value: object) -> str | None:
-        """A caption, question or absent phrase (counts it as read, and as kept or dropped)."""
-        self.ledger.read(item)
-        text = self._clean(item, id, value)
-        if text is not None:
-            self.ledger.keep(item)
-        return text
-
-    def region(
-        self,
-        id: str,
-        text: object,
-        box_xyxy_px: object,
-        picture: Picture,
-        kind: RegionKind,
-        *,
-        seen: object = None,
-    ) -> Region | None:
-        """A text with a box (counts it as read, and as kept or dropped).
+    def record(
+        self, draft: Draft, found: Sequence[Picture | PictureError], source: str
+    ) -> Record | None:
+        """A draft and its pictures as a record, all counted.
 
         Args:
-            id: where it stands in the source.
-            text: as found.
-            box_xyxy_px: as found, in the frame of ``picture.box_frame``.
-            picture: that it belongs to.
-            kind: of the region.
-            seen: the box as the source has it, for the ledger.
+            draft: what the source found.
+            found: each of its pictures, or what is wrong with it.
+            source: name of the source.
+
+        Returns:
+            None if a picture has a problem or nothing is left to say about it.
         """
-        self.ledger.read("region")
-        seen = box_xyxy_px if seen is None else seen
-        width, height = picture.box_frame
-        reason = box_reason(box_xyxy_px, width, height, self.min_box_area)
-        if reason is None and picture.turn is None:
-            reason = "unclear which way up the box is"
-        if reason is not None:
-            self.ledger.drop("region", id, reason, seen)
+        item: Item = "pair" if len(draft.pictures) == 2 else "picture"
+        problem = next((f for f in found if isinstance(f, PictureError)), None)
+        statement = self._statement(draft)
+        if problem is None and draft.statement is not None and statement is None:
+            problem = PictureError("empty text", draft.statement[0])
+        if problem is not None:
+            self.lose_draft(draft, problem.reason, problem.seen)
             return None
-        cleaned = self._clean("region", id, text)
-        if cleaned is None:
+        pictures = [f for f in found if isinstance(f, Picture)]
+        kept = _Kept()
+        for said in draft.said:
+            self._keep(said, pictures, kept)
+        if not kept and statement is None and not draft.keep_empty:
+            self.lose(item, draft.id, "no text left")
             return None
-        x1, y1, x2, y2 = (round(float(v), 4) for v in box_xyxy_px)  # type: ignore[attr-defined]
-        box: Box = (x1, y1, x2, y2)
-        if picture.turn not in (None, 1):
-            assert picture.turn is not None
-            box = turn_box(box, width, height, picture.turn)
-            self.ledger.repair("region", id, "box turned to the picture as shown", seen)
-        self.ledger.keep("region")
-        return Region(cleaned, box, kind)
+        self.ledger.read(item)
+        self.ledger.keep(item)
+        return Record(
+            id=draft.id,
+            images=tuple(picture.path for picture in pictures),
+            width=pictures[0].width,
+            height=pictures[0].height,
+            captions=tuple(kept.captions),
+            regions=tuple(kept.regions),
+            absent=tuple(kept.absent),
+            questions=tuple(kept.questions),
+            proposals_xyxy_px=tuple(kept.proposals),
+            statement=statement,
+            split=draft.split,
+            source=draft.source or source,
+            same_as=draft.same_as,
+            meta=draft.meta,
+        )
+
+    def lose_draft(self, draft: Draft, reason: str, seen: object = None) -> None:
+        """Drop a picture (or pair) and, each with its own line, all that was said about it."""
+        item: Item = "pair" if len(draft.pictures) == 2 else "picture"
+        self.lose(item, draft.id, reason, seen)
+        for said in draft.said:
+            self.lose(said.item, said.where or draft.id, f"{item}: {reason}")
 
     def lose(self, item: Item, id: str, reason: str, seen: object = None) -> None:
         """Count an item as read and dropped."""
         self.ledger.read(item)
         self.ledger.drop(item, id, reason, seen)
+
+    # ------------------------------------------------------------------ one thing said
+
+    def _keep(self, said: Said, pictures: list[Picture], kept: _Kept) -> None:
+        self.ledger.read(said.item)
+        where = said.where
+        if said.problem is not None:
+            self.ledger.drop(said.item, where, said.problem, said.text)
+        elif said.item in ("region", "proposal"):
+            self._keep_box(said, pictures, kept)
+        elif said.item == "question":
+            self._keep_question(said, kept)
+        else:
+            text = self._text(said.item, where, said.text)
+            if text is not None:
+                self.ledger.keep(said.item)
+                (kept.absent if said.item == "absent" else kept.captions).append(text)
+
+    def _keep_question(self, said: Said, kept: _Kept) -> None:
+        answers = self._answers(said.answers)
+        if answers is None:
+            self.ledger.drop("question", said.where, "malformed answers", said.answers)
+            return
+        text = self._text("question", said.where, said.text)
+        if text is not None:
+            self.ledger.keep("question")
+            kept.questions.append(Question(said.id, text, answers))
+
+    def _answers(self, found: object) -> tuple[Answer, ...] | None:
+        if not isinstance(found, list | tuple):
+            return None
+        answers = []
+        for pair in found:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                return None
+            text, weight = pair
+            ok = isinstance(weight, int | float) and not isinstance(weight, bool)
+            cleaned = self.clean_text(text) if ok and 0 <= weight <= 1 else None
+            if cleaned is None:
+                return None
+            answers.append(Answer(cleaned, float(weight)))
+        return tuple(answers)
+
+    def _keep_box(self, said: Said, pictures: list[Picture], kept: _Kept) -> None:
+        where = said.where
+        seen = said.box_xyxy if said.seen is None else said.seen
+        if said.item == "region" and said.kind not in REGION_KINDS:
+            self.ledger.drop("region", where, "unknown region kind", said.kind)
+            return
+        if len(pictures) == 2:
+            self.ledger.drop(said.item, where, "a box in a pair of pictures", seen)
+            return
+        picture = pictures[0]
+        box_xyxy: object = said.box_xyxy
+        if said.fraction:
+            box_xyxy = _in_pixels(box_xyxy, picture.box_frame)
+        reason, box = checked_box(box_xyxy, *picture.box_frame, self.rules)
+        if reason is None and picture.turn is None:
+            reason = "unclear which way up the box is"
+        if reason is not None or box is None:
+            self.ledger.drop(said.item, where, str(reason), seen)
+            return
+        text = ""
+        if said.item == "region":
+            cleaned = self._text("region", where, said.text)
+            if cleaned is None:
+                return
+            text = cleaned
+            if said.kind in _OVERLAPPING and self._says_nothing_new(text, kept):
+                self.ledger.drop("region", where, "text overlap", text)
+                return
+        if list(box) != box_xyxy and said.item == "region" and _moved(box, box_xyxy):
+            self.ledger.repair(said.item, where, "box cut to the picture", seen)
+        if picture.turn not in (None, 1):
+            assert picture.turn is not None
+            box = turn_box(box, *picture.box_frame, picture.turn)
+            self.ledger.repair(said.item, where, "box turned to the picture as shown", seen)
+        self.ledger.keep(said.item)
+        if said.item == "region":
+            kept.regions.append(Region(text, box, cast(RegionKind, said.kind)))
+        else:
+            kept.proposals.append(box)
+
+    def _says_nothing_new(self, text: str, kept: _Kept) -> bool:
+        """Whether a text overlaps too much with an earlier one; else it is remembered."""
+        limit = self.rules.max_text_overlap
+        if limit >= 1:
+            return False
+        words = frozenset(pre_caption(text, _ALL_WORDS).split())
+        for other in kept.word_sets:
+            shared = len(words & other)
+            if self.rules.text_overlap == "shorter":
+                all_words = min(len(words), len(other))
+            else:
+                all_words = len(words) + len(other) - shared
+            if shared > limit * all_words:
+                return True
+        kept.word_sets.append(words)
+        return False
+
+    def _statement(self, draft: Draft) -> Statement | None:
+        if draft.statement is None:
+            return None
+        text, label = draft.statement
+        cleaned = self.clean_text(text)
+        return None if cleaned is None else Statement(cleaned, cast("bool | None", label))
+
+    # ------------------------------------------------------------------ texts
 
     def clean_text(self, value: object) -> str | None:
         """A text that is not counted by itself (an answer, a statement); None if unusable."""
@@ -244,16 +228,90 @@ class Cleaner:
             return None
         return text
 
-    def _clean(self, item: Item, id: str, value: object) -> str | None:
+    def _text(self, item: Item, where: str, value: object) -> str | None:
         text = self.clean_text(value)
         if text is None:
             reason = "empty text" if isinstance(value, str) else "text malformed"
-            self.ledger.drop(item, id, reason, value)
+            self.ledger.drop(item, where, reason, value)
             return None
         assert isinstance(value, str)
-        if text != " ".join(value.split()):
-            self.ledger.repair(item, id, "characters that cannot be shown removed", value)
+        if text != value and text != " ".join(value.split()):
+            self.ledger.repair(item, where, "characters that cannot be shown removed", value)
         return text
+
+
+class _Kept:
+    """What is kept of one draft."""
+
+    def __init__(self) -> None:
+        self.captions: list[str] = []
+        self.regions: list[Region] = []
+        self.absent: list[str] = []
+        self.questions: list[Question] = []
+        self.proposals: list[Box] = []
+        self.word_sets: list[frozenset[str]] = []
+
+    def __bool__(self) -> bool:
+        texts = self.captions or self.regions or self.absent or self.questions
+        return bool(texts or self.proposals)
+
+
+def checked_box(
+    box_xyxy_px: object, width: int, height: int, rules: Rules
+) -> tuple[str | None, Box | None]:
+    """Why a box is dropped, or the box that is kept (cut to the picture where rules say so).
+
+    Args:
+        box_xyxy_px: as found.
+        width: of the picture that it was drawn on.
+        height: the same.
+        rules: which boxes are invalid or too small.
+
+    Returns:
+        ("box malformed", "box not finite", "box has no area", "box outside the picture" or "box
+        too small", None), or (None, the box).
+    """
+    mode = rules.invalid_boxes
+    if mode != "strict" and box_reason(box_xyxy_px, width, height, 0.0) in (
+        "box outside the picture",
+        "box has no area",
+    ):
+        x1, y1, x2, y2 = (float(v) for v in box_xyxy_px)  # type: ignore[attr-defined]
+        if not _tolerable((x1, y1, x2, y2), width, height, mode):
+            return box_reason(box_xyxy_px, width, height), None
+        box_xyxy_px = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
+    reason = box_reason(box_xyxy_px, width, height, rules.min_box_area)
+    if reason is not None:
+        return reason, None
+    x1, y1, x2, y2 = (round(float(v), 4) for v in box_xyxy_px)  # type: ignore[attr-defined]
+    return None, (x1, y1, x2, y2)
+
+
+def _tolerable(box_xyxy_px: Box, width: int, height: int, mode: str) -> bool:
+    x1, y1, x2, y2 = box_xyxy_px
+    if mode == "clip":
+        return True
+    if mode == "half-px":
+        return x1 >= -0.5 and y1 >= -0.5 and x2 <= width + 0.5 and y2 <= height + 0.5
+    x, y = int(x1), int(y1)  # the released loader cuts left, top, width and height
+    w, h = int(round(x2 - x1, 6)), int(round(y2 - y1, 6))
+    return x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= width and y + h <= height
+
+
+def _moved(box_xyxy_px: Box, found: object) -> bool:
+    values = cast("Sequence[float]", found)
+    return any(abs(a - float(b)) > 1e-3 for a, b in zip(box_xyxy_px, values, strict=True))
+
+
+def _in_pixels(box_xyxy: object, frame: tuple[int, int]) -> object:
+    """Fractions of width and height to pixels; what is no box comes back as it is."""
+    if corners(box_xyxy, "xyxy") is box_xyxy:
+        return box_xyxy
+    assert isinstance(box_xyxy, list)
+    return [
+        side * (round(v) if abs(v - round(v)) <= _SLACK else v) if math.isfinite(v) else v
+        for v, side in zip(box_xyxy, frame * 2, strict=True)
+    ]
 
 
 def box_reason(
@@ -280,26 +338,3 @@ def box_reason(
     if (x2 - x1) * (y2 - y1) < min_box_area * width * height * (1 - 1e-9):
         return "box too small"
     return None
-
-
-def corners(box: object, box_format: str) -> object:
-    """Four numbers in ``box_format`` to a list ``xyxy``; anything else comes back as it is.
-
-    Args:
-        box: as found in a file.
-        box_format: "xyxy", "xywh" or "cxcywh".
-    """
-    if not isinstance(box, list) or len(box) != 4:
-        return box
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in box):
-        return box
-    try:
-        a, b, c, d = (float(v) for v in box)
-    except OverflowError:
-        return [float("inf")] * 4
-    if box_format == "xywh":
-        return [a, b, a + c, b + d]
-    if box_format == "cxcywh":
-        return [a - c / 2, b - d / 2, a + c / 2, b + d / 2]
-    assert box_format == "xyxy", box_format
-    return [a, b, c, d]

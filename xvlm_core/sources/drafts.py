@@ -23,7 +23,7 @@ class Said:
         item: what it is counted as: "caption", "region", "absent", "question" or "proposal".
         text: of any type: it is checked later.
         where: its place in the source, for the ledger: an annotation id, or ``file:line``.
-        box_xyxy: as found, corners (``cleaning.corners`` makes them); of regions and proposals.
+        box_xyxy: as found, corners (``corners`` makes them); of regions and proposals.
         fraction: the box is in fractions of width and height, not in pixels.
         seen: the box as the source has it, for the ledger.
         kind: of a region.
@@ -84,6 +84,18 @@ class Base64Picture:
             return base64.b64decode(self.text, validate=True)
         except (binascii.Error, ValueError) as error:
             raise PictureError("not base64", self.name) from error
+
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """An encoded picture that is at hand."""
+
+    name: str
+    data: bytes
+
+    def read(self) -> bytes:
+        """The bytes."""
+        return self.data
 
 
 @dataclass(frozen=True)
@@ -165,3 +177,26 @@ class Lazy(Protocol):
 
 Event: TypeAlias = "Draft | Lost | Kept | Repaired | Lazy"
 """One thing that a source says."""
+
+
+def corners(box: object, box_format: str) -> object:
+    """Four numbers in ``box_format`` to a list ``xyxy``; anything else comes back as it is.
+
+    Args:
+        box: as found in a file.
+        box_format: "xyxy", "xywh" or "cxcywh".
+    """
+    if not isinstance(box, list) or len(box) != 4:
+        return box
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in box):
+        return box
+    try:
+        a, b, c, d = (float(v) for v in box)
+    except OverflowError:
+        return [float("inf")] * 4
+    if box_format == "xywh":
+        return [a, b, a + c, b + d]
+    if box_format == "cxcywh":
+        return [a - c / 2, b - d / 2, a + c / 2, b + d / 2]
+    assert box_format == "xyxy", box_format
+    return [a, b, c, d]

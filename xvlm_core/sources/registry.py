@@ -1,159 +1,111 @@
-"""The sources that can be prepared, the options each takes, and the one function that does it.
+"""The sources that can be prepared, and the options that all of them take.
 
 Imports nothing heavy: the command line lists sources and options from here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xvlm_core.errors import DataError, UsageError
+from xvlm_core.errors import UsageError
+from xvlm_core.sources.base import Option, Source
 
-if TYPE_CHECKING:
-    from xvlm_core.data.manifest import Manifest
-
-Progress = Callable[[int, "int | None", str], None]
-"""Called with (done, total or None, what is counted) as a source goes on."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a source.
-
-    Attributes:
-        name: Python name; the flag has dashes.
-        type: ``str``, ``int``, ``float``, ``bool`` or ``Path``.
-        help: one line.
-        default: value when not given.
-        required: must be given.
-        multiple: may be given several times; the value is a tuple.
-        choices: the only values allowed, if any.
-        minimum: smallest number allowed, if any.
-        maximum: largest number allowed, if any.
-    """
-
-    name: str
-    type: type
-    help: str
-    default: Any = None
-    required: bool = False
-    multiple: bool = False
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-
-    @property
-    def flag(self) -> str:
-        """As typed on the command line."""
-        return "--" + self.name.replace("_", "-")
+_MODULES = (
+    "coco",
+    "karpathy",
+    "visual_genome",
+    "refcoco",
+    "vqa",
+    "nlvr2",
+    "web_pairs",
+    "objects365",
+    "openimages",
+    "xvlm_official",
+    "image_folder",
+    "table",
+    "jsonl",
+    "webdataset",
+    "proposals",
+    "easy_vqa",
+    "world",
+)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A kind of data that can be prepared.
+def _load(name: str) -> Source | None:  # FIXME while sources are being written
+    try:
+        return getattr(importlib.import_module(f"xvlm_core.sources.{name}"), "SOURCE", None)
+    except Exception as e:
+        import sys
 
-    ``module`` has ``image_root(options) -> Path | None`` (None: the source writes the pictures
-    into the store) and ``convert(writer, options, progress) -> None``.
-    """
-
-    name: str
-    help: str
-    module: str
-    options: tuple[Option, ...]
+        print("SOURCE", name, e, file=sys.stderr)
+        return None
 
 
-_MIN_BOX_AREA = "drop boxes whose area is below this share of the picture"
-_DECODE = "decode every picture in full, not only its header (slow)"
+SOURCES: dict[str, Source] = {source.name: source for source in map(_load, _MODULES) if source}
 
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            "coco",
-            "COCO captions and object boxes (instances_*.json, captions_*.json)",
-            "xvlm_core.sources.coco",
-            (
-                Option("root", Path, "COCO folder: annotations/, train2017/, val2017/"),
-                Option(
-                    "annotations",
-                    Path,
-                    "annotation file, instead of those in ROOT/annotations",
-                    multiple=True,
-                ),
-                Option("images", Path, "folder that file_name starts from (default: ROOT)"),
-                Option("split", str, "split of all records (default: from the file name)"),
-                Option("exclude_ids", Path, "file with picture ids to leave out"),
-                Option("min_box_area", float, _MIN_BOX_AREA, 0.01, minimum=0),
-                Option("crowd", bool, "keep boxes around many objects (iscrowd)", True),
-                Option("decode", bool, _DECODE, False),
-            ),
-        ),
-        Source(
-            "jsonl",
-            "your own pictures, described by JSON lines",
-            "xvlm_core.sources.jsonl",
-            (
-                Option(
-                    "annotations",
-                    Path,
-                    'JSON lines, e.g. {"image": "a.jpg", "text": "a dog", "box": [1, 2, 30, 40]}',
-                    required=True,
-                    multiple=True,
-                ),
-                Option("images", Path, "folder that the pictures' names start from", required=True),
-                Option(
-                    "box_format",
-                    str,
-                    "what the four numbers of a box are",
-                    "xyxy",
-                    choices=("xyxy", "xywh", "cxcywh"),
-                ),
-                Option(
-                    "box_unit",
-                    str,
-                    "pixels, or fractions of width and height",
-                    "px",
-                    choices=("px", "fraction"),
-                ),
-                Option(
-                    "kind",
-                    str,
-                    "what the texts with a box are",
-                    "phrase",
-                    choices=("object", "attribute", "region", "relation", "phrase"),
-                ),
-                Option("split", str, "split of lines that name none", "train"),
-                Option("min_box_area", float, _MIN_BOX_AREA, 0.0, minimum=0),
-                Option("decode", bool, _DECODE, False),
-            ),
-        ),
-        Source(
-            "world",
-            "synthetic pictures of coloured shapes with exact texts and boxes",
-            "xvlm_core.sources.world",
-            (
-                Option("train", int, "pictures of the split train", 1000, minimum=0),
-                Option("val", int, "pictures of the split val", 200, minimum=0),
-                Option("test", int, "pictures of the split test", 200, minimum=0),
-                Option("unseen", int, "pictures with unseen combinations", 200, minimum=0),
-                Option(
-                    "pairs", int, "pairs with a statement, a split (at most half)", 0, minimum=0
-                ),
-                Option("seed", int, "another seed, another world", 0, minimum=0),
-                Option(
-                    "size", int, "side of the pictures in pixels", 128, minimum=16, maximum=4096
-                ),
-                Option("workers", int, "processes (default: all cores)", minimum=1),
-            ),
-        ),
-    )
-}
+COMMON = (
+    Option(
+        "exclude",
+        str,
+        "leave out the pictures of this list: a file of ids or names, a Karpathy split file, or a "
+        "prepared store (STORE or STORE:val,test)",
+        multiple=True,
+    ),
+    Option(
+        "exclude_like",
+        str,
+        "leave out what looks like a picture of this prepared store (made with --phash)",
+        multiple=True,
+    ),
+    Option(
+        "invalid_boxes",
+        str,
+        "when a box is invalid: to the last digit, as integers, with half a pixel of tolerance, or "
+        "never (cut to the picture)",
+        choices=("strict", "int", "half-px", "clip"),
+    ),
+    Option(
+        "min_box_area", float, "drop boxes below this share of the picture", minimum=0, maximum=1
+    ),
+    Option(
+        "max_text_overlap",
+        float,
+        "drop a region text that overlaps more with an earlier one of its picture",
+        minimum=0,
+        maximum=1,
+    ),
+    Option(
+        "text_overlap",
+        str,
+        "shared words over all words, or over those of the shorter text",
+        choices=("jaccard", "shorter"),
+    ),
+    Option("decode", bool, "decode every picture in full, not only its header (slow)", False),
+    Option("phash", bool, "keep a perceptual hash of every picture (slow)", False),
+    Option("pack", bool, "put the pictures into tar shards with the records", False),
+    Option("resize", int, "with --pack: reduce pictures to this longest side, pixels", minimum=16),
+    Option("shard_records", int, "records a shard", minimum=1),
+    Option("workers", int, "processes (default: all cores)", minimum=1),
+    Option("engine", str, "who does the work", "local", choices=("local", "ray")),
+    Option(
+        "allow_damage",
+        float,
+        "share of the items that may be damaged or missing without exit code 4",
+        0.0,
+        minimum=0,
+        maximum=1,
+    ),
+)
+"""Options of every source."""
+
+RUNNING = frozenset({"workers", "engine", "allow_damage"})
+"""Options that change no byte of the store."""
 
 
 def find_source(name: str) -> Source:
@@ -171,20 +123,33 @@ def find_source(name: str) -> Source:
     return SOURCES[name]
 
 
+def options_of(source: Source) -> tuple[Option, ...]:
+    """Its own options and those of every source; the rules' help says what is on if not said."""
+    rules = dataclasses.asdict(source.rules)
+    common = (
+        dataclasses.replace(option, help=f"{option.help} (default: {rules[option.name]})")
+        if option.name in rules
+        else option
+        for option in COMMON
+    )
+    return (*source.options, *common)
+
+
 def checked_options(source: Source, options: Mapping[str, object]) -> dict[str, Any]:
     """All options of a source, typed, defaults filled in. A value of None counts as not given.
 
     Raises:
         UsageError: naming all that is unknown, missing or not allowed.
     """
-    known = {option.name: option for option in source.options}
+    all_options = options_of(source)
+    known = {option.name: option for option in all_options}
     problems = [
         f"{source.name} has no option --{name.replace('_', '-')}"
         for name in options
         if name not in known
     ]
     values: dict[str, Any] = {}
-    for option in source.options:
+    for option in all_options:
         given = options.get(option.name)
         if given is None or (option.multiple and given == ()):
             values[option.name] = () if option.multiple else option.default
@@ -232,59 +197,3 @@ def _typed(option: Option, value: object) -> Any:
     if option.maximum is not None and typed > option.maximum:
         raise ValueError(f"{option.flag} {typed} is above {option.maximum:g}")
     return typed
-
-
-def prepare(
-    source_name: str,
-    output: Path,
-    options: Mapping[str, object],
-    *,
-    command: str,
-    progress: Progress | None = None,
-    overwrite: bool = False,
-) -> Manifest:
-    """Convert a source to a store.
-
-    Args:
-        source_name: a key of ``SOURCES``.
-        output: folder of the store.
-        options: by Python name; missing ones take their defaults.
-        command: what was typed; the manifest and error messages repeat it.
-        progress: told how far it is.
-        overwrite: replace a store that is there.
-
-    Returns:
-        The manifest, with the counts of all that was read, kept, dropped and repaired.
-
-    Raises:
-        UsageError: unknown source or options.
-        OutputError: the folder is not empty or cannot be written.
-        DataError: the input is missing or damaged, or nothing of it could be kept.
-    """
-    from xvlm_core.data.store import StoreWriter
-
-    source = find_source(source_name)
-    values = checked_options(source, options)
-    module = importlib.import_module(source.module)
-    root = module.image_root(values)
-    writer = StoreWriter(
-        output,
-        image_root=output if root is None else root,
-        source=source.name,
-        command=command,
-        overwrite=overwrite,
-    )
-    with writer:
-        module.convert(writer, values, progress or _quiet)
-        if writer.records == 0:
-            raise DataError(
-                f"nothing to keep in this {source.name} data",
-                details=writer.ledger.summary()[:10],
-                where=str(root) if root else None,
-                try_=f"xvlm prepare-data {source.name} --help",
-            )
-    return writer.manifest
-
-
-def _quiet(done: int, total: int | None, what: str) -> None:
-    pass

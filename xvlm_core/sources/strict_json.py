@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ def parse(text: str, *, without: frozenset[str] = frozenset()) -> Any:
     Raises:
         JsonProblem: "not JSON", "nested too deep" or "repeated key".
     """
-
     try:
         return json.loads(text, object_pairs_hook=_strict_pairs(without))
     except json.JSONDecodeError as error:
@@ -62,9 +62,13 @@ def _strict_pairs(without: frozenset[str]) -> Any:
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_BETWEEN = re.compile(r"\}[ \t\n\r]*,[ \t\n\r]*\Z")
+_FIRST_KEY = re.compile(r'\{[ \t\n\r]*"[^"\\]*"')
 _PIECE = 1 << 20
 _LONGEST = 1 << 28
 """Characters of one member beyond which it is taken for broken rather than long."""
+_PATIENCE = 4
+"""Runs of members that may fail to be cut well before members are read one by one."""
 
 
 def iter_array(path: Path, *, without: frozenset[str] = frozenset()) -> Iterator[Any]:
@@ -72,44 +76,97 @@ def iter_array(path: Path, *, without: frozenset[str] = frozenset()) -> Iterator
 
     Args:
         path: the file, UTF-8, with or without a byte order mark.
-        without: keys to leave out of every object, to save memory.
+        without: keys to leave out of every object. Numbers in them are not even parsed.
 
     Raises:
         DataError: missing, empty, not UTF-8, not an array, or not valid JSON from some place on
             (the members before it have been given out by then).
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_strict_pairs(without))
+    with _opened(path) as text:
+        if text.peek() != "[":
+            raise DataError(f"{path} is not a JSON array", where=f"it starts with {text.peek()!r}")
+        text.at += 1
+        for batch in _Array(text, without):
+            yield from batch
+        if text.peek() != "":
+            raise text.problem("more after the end of the array")
+
+
+def iter_members(
+    path: Path, arrays: Collection[str], *, without: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Any]]:
+    """The members of some arrays of a file that holds one JSON object, one at a time, in file order.
+
+    As ``{"images": [...], "annotations": [...]}``: the file may be larger than memory.
+
+    Args:
+        path: the file, UTF-8, with or without a byte order mark.
+        arrays: keys of the arrays. What other keys have is read over.
+        without: keys to leave out of every object. Numbers in them are not even parsed.
+
+    Yields:
+        (key, member).
+
+    Raises:
+        DataError: missing, empty, not UTF-8, not an object, one of the arrays is something else,
+            or not valid JSON from some place on (the members before it have been given out then).
+    """
+    for key, batch in iter_batches(path, arrays, without=without):
+        if batch is None:
+            raise DataError(f"{path}: {key} is no list")
+        for member in batch:
+            yield key, member
+
+
+def iter_batches(
+    path: Path, arrays: Collection[str], *, without: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, list[Any] | None]]:
+    """As ``iter_members``, but many members at a time, and every key that is there is told of.
+
+    Yields:
+        (key, members): an empty list where an array begins, then its members; None for a key of
+        ``arrays`` whose value is no array.
+    """
+    with _opened(path) as text:
+        if text.peek() != "{":
+            value = text.value(text.decoder(without))
+            raise DataError(f"{path} is not a JSON object but a {type(value).__name__}")
+        text.at += 1
+        seen: set[str] = set()
+        while text.peek() != "}":
+            if seen:
+                text.expect(",", "a comma or } is missing")
+            at = text.at
+            key = text.key()
+            if key in seen:
+                raise text.problem(f"repeated key: {key}", at)
+            seen.add(key)
+            if key in arrays and text.peek() == "[":
+                text.at += 1
+                yield key, []
+                for batch in _Array(text, without):
+                    yield key, batch
+            else:
+                text.value(text.decoder(without))
+                if key in arrays:
+                    yield key, None
+        text.at += 1
+        if text.peek() != "":
+            raise text.problem("more after the end of the object")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Text]:
     try:
         with open(path, "rb") as file:
             refuse_encoding(path, file.read(4))
             file.seek(0)
-            yield from _members(path, file, decoder)
+            text = _Text(path, file)
+            if text.peek() == "":
+                raise DataError(f"{path} is an empty file")
+            yield text
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _members(path: Path, file: Any, decoder: json.JSONDecoder) -> Iterator[Any]:
-    text = _Text(path, file)
-    if text.peek() == "":
-        raise DataError(f"{path} is an empty file")
-    if text.peek() != "[":
-        raise DataError(f"{path} is not a JSON array", where=f"it starts with {text.peek()!r}")
-    text.at += 1
-    first = True
-    while True:
-        char = text.peek()
-        if char == "]":
-            text.at += 1
-            if text.peek() != "":
-                raise text.problem("more after the end of the array")
-            return
-        if not first:
-            if char != ",":
-                raise text.problem("a comma or ] is missing" if char else "it ends in the middle")
-            text.at += 1
-            text.peek()
-        first = False
-        yield text.value(decoder)
 
 
 class _Text:
@@ -119,6 +176,11 @@ class _Text:
         self.path, self.file = path, file
         self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self.text, self.at, self.before, self.ended = "", 0, 0, False
+
+    @staticmethod
+    def decoder(without: frozenset[str]) -> json.JSONDecoder:
+        """That refuses repeated keys."""
+        return json.JSONDecoder(object_pairs_hook=_strict_pairs(without))
 
     def more(self) -> None:
         """Read on; at the end of the file set ``ended``."""
@@ -141,6 +203,23 @@ class _Text:
                 return self.text[self.at : self.at + 1]
             self.more()
 
+    def expect(self, char: str, otherwise: str) -> None:
+        """Go past a character and the white space around it."""
+        found = self.peek()
+        if found != char:
+            raise self.problem(otherwise if found else "it ends in the middle")
+        self.at += 1
+        self.peek()
+
+    def key(self) -> str:
+        """Go past a key and its colon."""
+        at = self.at
+        key = self.value(json.JSONDecoder()) if self.peek() == '"' else None
+        if not isinstance(key, str):
+            raise self.problem("a key in double quotes is missing", at)
+        self.expect(":", "a colon is missing")
+        return key
+
     def value(self, decoder: json.JSONDecoder) -> Any:
         """Parse one value; read on as long as it is not whole."""
         while True:
@@ -151,9 +230,10 @@ class _Text:
                     raise self.problem(error.msg, error.pos) from error
             except RecursionError as error:
                 raise self.problem("nested too deep") from error
-            except (JsonProblem, ValueError) as error:
-                reason = error.reason if isinstance(error, JsonProblem) else str(error)
-                raise self.problem(reason) from error
+            except JsonProblem as error:
+                raise self.problem(f"{error.reason}: {error.seen}") from error
+            except ValueError as error:
+                raise self.problem(str(error)) from error
             else:
                 # a number may go on in the next piece
                 if end < len(self.text) or self.ended:
@@ -165,6 +245,79 @@ class _Text:
         """An error that says where (in characters from the start)."""
         place = self.before + (self.at if at is None else at)
         return DataError(f"{self.path} is not valid JSON: {what} (character {place})")
+
+
+class _Array:
+    """The members of an array, from after its ``[`` to after its ``]``, some at a time.
+
+    A run of objects is cut out of the window where another one that begins with the same key
+    follows, and parsed at once: the cut is right if the run is valid JSON. Where it is not, members
+    are parsed one by one.
+    """
+
+    def __init__(self, text: _Text, without: frozenset[str]) -> None:
+        self.text, self.failed, self.alone_until = text, 0, 0
+        self.decoder = text.decoder(without)
+        # White space, digits and whatever else, but balanced: [1, 2] or [[1, 2], [3, 4]].
+        flat = r'\[[^\[\]{}"]*\]'
+        names = "|".join(re.escape(name) for name in sorted(without))
+        numbers = rf'"({names})"\s*:\s*\[(?:[^\[\]{{}}"]*|(?:\s*{flat}\s*,?)*\s*)\]'
+        self.numbers = re.compile(numbers) if without else None
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        text, first = self.text, True
+        while (char := text.peek()) != "]":
+            if not first:
+                if char != ",":
+                    raise text.problem(
+                        "a comma or ] is missing" if char else "it ends in the middle"
+                    )
+                text.at += 1
+                text.peek()
+            first = False
+            yield self.run() or [text.value(self.decoder)]
+        text.at += 1
+
+    def run(self) -> list[Any]:
+        """Members up to the last cut in the window; none if there is no good cut."""
+        text = self.text
+        if self.failed >= _PATIENCE or text.before + text.at < self.alone_until:
+            return []
+        if not text.ended and len(text.text) - text.at < _PIECE:
+            text.more()
+        cut = self.last_cut()
+        if cut is None:
+            return []
+        run = "[" + text.text[text.at : cut] + "]"
+        short = self.numbers.sub(r'"\1":0', run) if self.numbers else run
+        try:
+            members, end = self.decoder.raw_decode(short)
+            if end < len(short):  # the array ends in the run
+                members, end = self.decoder.raw_decode(run)
+                text.at += end - 2
+            else:
+                text.at = cut
+        except (ValueError, RecursionError):
+            self.failed += 1
+            self.alone_until = text.before + cut
+            return []
+        self.failed = 0
+        assert isinstance(members, list)
+        return members
+
+    def last_cut(self) -> int | None:
+        """Where the last member of the window that is followed by another one ends."""
+        text, at = self.text.text, self.text.at
+        start = _FIRST_KEY.match(text, at)
+        place = len(text) if start else -1
+        while start:
+            place = text.rfind(start[0], at + 1, place)
+            if place < 0:
+                break
+            between = _BETWEEN.search(text, max(at, place - 200), place)
+            if between:
+                return between.start() + 1
+        return None
 
 
 def read_document(path: Path, *, without: frozenset[str] = frozenset()) -> Any:

@@ -1,72 +1,152 @@
 """The synthetic world as a store, and as a stand-in for the stores that a recipe names.
 
-Everything is a pure function of the seed: the bytes do not depend on the number of processes.
+Everything is a pure function of the seed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
+import io
 import zlib
 from collections.abc import Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from xvlm_core.data.records import Record
-from xvlm_core.data.store import Manifest, StoreWriter
 from xvlm_core.errors import UsageError
-from xvlm_core.sources.registry import Progress
+from xvlm_core.sources.base import Option, Plan, Progress, Source
+from xvlm_core.sources.drafts import Draft, Event, PictureBytes, Said
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from xvlm_core.config.schema import Recipe
+    from xvlm_core.data.manifest import Manifest
+    from xvlm_core.data.records import Record
 
 _SPLITS = ("train", "val", "test", "unseen")
-_CHUNK = 32
-"""Pictures that a process draws at a time."""
+_SHARD = 250
+"""Pictures that a process draws at a time: drawing takes longer than reading."""
 
 
 @dataclass(frozen=True)
-class _Job:
-    """Pictures ``first`` to ``last - 1`` of a split, and where to write them."""
+class _ToDraw:
+    """A picture of the world, or a pair, drawn by whoever does its shard.
+
+    Attributes:
+        seed: of the world.
+        split: in the world.
+        index: of the picture, or of the pair.
+        size: side in pixels.
+        pair: two pictures and a statement.
+        captions_only: leave out everything that names a part.
+        split_name: split of the record.
+    """
 
     seed: int
     split: str
-    first: int
-    last: int
+    index: int
     size: int
-    folder: Path
+    pair: bool = False
+    captions_only: bool = False
+    split_name: str = ""
+
+    def expand(self) -> Iterator[Draft]:
+        """Draw it.
+
+        Raises:
+            UsageError: the size is none that the world can have.
+        """
+        from xvlm_core.world.grammar import pair_record, world_record
+
+        if self.pair:
+            record, pictures = pair_record(self.seed, self.split, self.index, self.size)
+        else:
+            record, picture = world_record(self.seed, self.split, self.index, self.size)
+            pictures = (picture,)
+        if self.captions_only:
+            record = dataclasses.replace(record, regions=(), absent=(), questions=(), meta={})
+        if self.split_name:
+            record = dataclasses.replace(record, split=self.split_name)
+        names = [name.rsplit("/", 1)[-1] for name in record.images]
+        encoded = [_png(name, one) for name, one in zip(names, pictures, strict=True)]
+        yield _draft(record, tuple(encoded))
 
 
-def image_root(options: dict[str, Any]) -> None:
-    """None: the pictures are part of the store."""
+def _png(name: str, picture_hwc: npt.NDArray[np.uint8]) -> PictureBytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture_hwc).save(buffer, "PNG", compress_level=1)
+    return PictureBytes(name, buffer.getvalue())
 
 
-def convert(writer: StoreWriter, options: dict[str, Any], progress: Progress) -> None:
-    """Draw the pictures and add their records, then those of the pairs.
+def _draft(record: Record, pictures: tuple[PictureBytes, ...]) -> Draft:
+    said = [Said("caption", text) for text in record.captions]
+    said += [
+        Said("region", region.text, box_xyxy=list(region.box_xyxy_px), kind=region.kind)
+        for region in record.regions
+    ]
+    said += [Said("absent", text) for text in record.absent]
+    said += [
+        Said(
+            "question",
+            question.question,
+            answers=[(answer.answer, answer.weight) for answer in question.answers],
+            id=question.id,
+        )
+        for question in record.questions
+    ]
+    statement = record.statement
+    return Draft(
+        id=record.id,
+        pictures=pictures,
+        said=tuple(said),
+        split=record.split,
+        source=record.source,
+        statement=None if statement is None else (statement.text, statement.label),
+        meta=record.meta,
+    )
+
+
+def plan(options: dict[str, Any]) -> Plan:
+    """The pictures of all splits, then the pairs.
 
     Raises:
-        UsageError: no picture is asked for, or the size is none that the world can have.
-        OutputError: a picture cannot be written.
+        UsageError: no picture is asked for.
     """
-    from xvlm_core.world.grammar import pair_record
-
     sizes = {split: options[split] for split in _SPLITS}
     if not any(sizes.values()):
         raise UsageError("a world without pictures", try_="--train 1000")
     seed, size = options["seed"], options["size"]
-    for record in _draw(writer, sizes, seed, size, options["workers"], progress):
-        writer.add(record)
-    for split, pictures in sizes.items():
-        for index in range(min(options["pairs"], pictures // 2)):
-            writer.add(pair_record(seed, split, index, size)[0])
+
+    def events() -> Iterator[Event]:
+        for split, n in sizes.items():
+            for index in range(n):
+                yield _ToDraw(seed, split, index, size)
+        for split, n in sizes.items():
+            for index in range(min(options["pairs"], n // 2)):
+                yield _ToDraw(seed, split, index, size, pair=True)
+
+    pairs = sum(min(options["pairs"], n // 2) for n in sizes.values())
+    return Plan(events(), None, (), sum(sizes.values()) + pairs, shard_records=_SHARD)
+
+
+SOURCE = Source(
+    "world",
+    "synthetic pictures of coloured shapes with exact texts and boxes",
+    (
+        Option("train", int, "pictures of the split train", 1000, minimum=0),
+        Option("val", int, "pictures of the split val", 200, minimum=0),
+        Option("test", int, "pictures of the split test", 200, minimum=0),
+        Option("unseen", int, "pictures with unseen combinations", 200, minimum=0),
+        Option("pairs", int, "pairs with a statement, a split (at most half)", 0, minimum=0),
+        Option("seed", int, "another seed, another world", 0, minimum=0),
+        Option("size", int, "side of the pictures in pixels", 128, minimum=16, maximum=4096),
+    ),
+    plan,
+)
 
 
 def stand_in(
@@ -116,99 +196,34 @@ def stand_in(
     for name in names:
         if Path(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UsageError(f"store {name!r} is outside {root}", where="data of the recipe")
-    writers = {
-        name: StoreWriter(
+    from xvlm_core.data.store_writer import StoreFolder
+    from xvlm_core.sources.prepare import prepare_plan
+    from xvlm_core.sources.registry import checked_options
+
+    for name in names:  # before anything is written
+        StoreFolder(root / name, None, overwrite=overwrite)
+    manifests = {}
+    values = checked_options(SOURCE, {"workers": workers})
+    for name in names:
+        splits = {
+            "train": (train if name in trained else 0, data.train_split),
+            "val": (val if name in validated else 0, data.validation_split),
+        }
+        own_seed = zlib.crc32(f"{name}/{seed}".encode())
+        captions_only = name not in with_regions and name not in validated
+        events = (
+            _ToDraw(own_seed, split, index, size, False, captions_only, new_name)
+            for split, (n, new_name) in splits.items()
+            for index in range(n)
+        )
+        total = sum(n for n, _ in splits.values())
+        manifests[name] = prepare_plan(
+            dataclasses.replace(SOURCE, name=f"world (stand-in for {name})"),
+            Plan(events, None, (), total, shard_records=_SHARD),
             root / name,
-            image_root=root / name,
-            source=f"world (stand-in for {name})",
+            {**values, "seed": own_seed, "size": size, "captions_only": captions_only, **splits},
             command=command,
+            progress=progress,
             overwrite=overwrite,
         )
-        for name in names
-    }
-    renamed = {"train": data.train_split, "val": data.validation_split}
-    for name, writer in writers.items():
-        sizes = {"train": train if name in trained else 0, "val": val if name in validated else 0}
-        own_seed = zlib.crc32(f"{name}/{seed}".encode())
-        with_all = name in with_regions or name in validated
-        with writer:
-            for record in _draw(writer, sizes, own_seed, size, workers, progress):
-                record = dataclasses.replace(record, split=renamed[record.split])
-                writer.add(record if with_all else _captions_only(record))
-    return {name: writer.manifest for name, writer in writers.items()}
-
-
-def _captions_only(record: Record) -> Record:
-    return dataclasses.replace(record, regions=(), absent=(), questions=(), meta={})
-
-
-def _draw(
-    writer: StoreWriter,
-    sizes: dict[str, int],
-    seed: int,
-    size: int,
-    workers: int | None,
-    progress: Progress | None,
-) -> Iterator[Record]:
-    """Write the pictures of some splits; yield their records in order."""
-    with writer.writing():
-        (writer.work / "pictures").mkdir()
-    jobs = [
-        _Job(seed, split, first, min(first + _CHUNK, n), size, writer.work)
-        for split, n in sizes.items()
-        for first in range(0, n, _CHUNK)
-    ]
-    total, done = sum(sizes.values()), 0
-    # Starting a process takes as long as some dozens of pictures.
-    processes = min(workers or os.cpu_count() or 1, len(jobs) // 2)
-    with ExitStack() as stack:
-        if processes > 1:
-            pool = ProcessPoolExecutor(
-                processes,
-                mp_context=_context(),
-                initializer=_end_with_parent,
-                initargs=(os.getpid(),),
-            )
-            stack.callback(pool.shutdown, cancel_futures=True)
-            chunks = pool.map(_draw_chunk, jobs)
-        else:
-            chunks = map(_draw_chunk, jobs)
-        for _ in jobs:
-            with writer.writing():
-                records = next(chunks)
-            yield from records
-            done += len(records)
-            if progress is not None:
-                progress(done, total, f"pictures of {writer.folder.name}")
-
-
-def _context() -> Any:
-    # Forked processes need no importable __main__, so that a plain script can call this too. They
-    # only draw: no threads, no torch.
-    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-
-
-def _end_with_parent(parent: int) -> None:
-    """In a worker: Ctrl-C and SIGTERM are the parent's to answer; a killed parent ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _draw_chunk(job: _Job) -> list[Record]:
-    from PIL import Image
-
-    from xvlm_core.world.grammar import world_record
-
-    records = []
-    for index in range(job.first, job.last):
-        record, picture_hwc = world_record(job.seed, job.split, index, job.size)
-        Image.fromarray(picture_hwc).save(job.folder / record.image, compress_level=1)
-        records.append(record)
-    return records
+    return manifests

@@ -138,7 +138,7 @@ class GroundingEvaluation:
     def _picture(self, store: Store, record: Record, phrases: int) -> Image.Image | None:
         """The picture, if the boxes of the record can be boxes of it."""
         try:
-            image = read_picture(store.picture_path(record))
+            image = read_picture(store.picture(record))
         except PictureError as problem:
             self._drop(record.id, problem.reason, phrases)
             return None

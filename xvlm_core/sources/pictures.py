@@ -1,0 +1,188 @@
+"""Checking the pictures that a source names: there, whole, of the stated size, the right way up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from xvlm_core.data.images import (
+    MAX_PIXELS,
+    PictureError,
+    byte_range,
+    open_encoded,
+    parse_header,
+    read_picture,
+    read_range,
+    resolve_inside,
+)
+from xvlm_core.data.records import Box
+from xvlm_core.sources.drafts import Embedded
+
+_SIDEWAYS = (5, 6, 7, 8)
+_THREADS = 16
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be read.
+
+    Attributes:
+        path: from the image root, with forward slashes; of an embedded one its name.
+        width: pixels as shown, that is after EXIF orientation.
+        height: the same.
+        turn: EXIF orientation by which boxes must be turned, because they were drawn on the picture
+            as stored; 1: they are right; None: whether they must be turned cannot be told.
+        kind: format by its first bytes, as Pillow names it.
+        data: the encoded picture, if it was asked for.
+    """
+
+    path: str
+    width: int
+    height: int
+    turn: int | None = 1
+    kind: str = "JPEG"
+    data: bytes | None = None
+
+    @property
+    def box_frame(self) -> tuple[int, int]:
+        """Width and height of the picture that the boxes were drawn on."""
+        sideways = self.turn in _SIDEWAYS
+        return (self.height, self.width) if sideways else (self.width, self.height)
+
+
+@dataclass(frozen=True)
+class PictureJob:
+    """A picture to check: where it is, and the size that the annotations state, if any."""
+
+    picture: str | Embedded
+    stated: tuple[int, int] | None = None
+
+
+def check_picture(
+    root: Path | None, job: PictureJob, *, decode: bool = False, keep: bool = False
+) -> Picture:
+    """Check that a picture is inside the root, is one, is whole, and has the stated size.
+
+    Reads the header and the end of the file; decodes only if asked, or if the end looks cut off.
+
+    Args:
+        root: the image root; None: pictures are embedded.
+        job: the picture, and the size that annotations state: as stored or as shown. A picture
+            that EXIF turns, and whose stated size fits both, has boxes of an unknown frame. With
+            no size stated, boxes are those of the picture as shown.
+        decode: read all of it.
+        keep: return its bytes too (those of embedded pictures always are).
+
+    Raises:
+        PictureError: with a short reason, those of ``data.images`` or "size mismatch".
+    """
+    source, name = _locate(root, job.picture, keep)
+    with open_encoded(source) as file:
+        image, orientation = parse_header(file, name, MAX_PIXELS)
+        stored, kind = image.size, str(image.format)
+        whole = _ends_whole(file)
+    if decode or not whole:
+        read_picture(source)
+    shown = (stored[1], stored[0]) if orientation in _SIDEWAYS else stored
+    turn: int | None = 1
+    if job.stated is not None and job.stated not in (stored, shown):
+        (w, h), (sw, sh) = job.stated, shown
+        raise PictureError("size mismatch", f"{name}: stated {w}x{h}, really {sw}x{sh}")
+    if job.stated is not None and orientation in range(2, 9):
+        if stored == shown:
+            turn = None
+        elif job.stated == stored:
+            turn = orientation
+    data = source if isinstance(source, bytes) else None
+    return Picture(name, shown[0], shown[1], turn, kind, data)
+
+
+def _locate(root: Path | None, picture: str | Embedded, keep: bool) -> tuple[Path | bytes, str]:
+    """A file or bytes, and what the picture is called."""
+    if not isinstance(picture, str):
+        return picture.read(), picture.name
+    assert root is not None, "pictures of a source without image root are embedded"
+    try:
+        picture.encode("utf-8")
+    except UnicodeEncodeError as error:  # a lone surrogate: such a name cannot be stored
+        raise PictureError("not a file name", repr(picture)) from error
+    span = byte_range(picture)
+    if span is not None:
+        path = resolve_inside(root, span.file)
+        return read_range(path, span.offset, span.length), picture
+    path = resolve_inside(root, picture)
+    if not keep:
+        return path, picture
+    with open_encoded(path) as file:
+        parse_header(file, picture, MAX_PIXELS)  # what is no picture may be of any size
+        file.seek(0)
+        return file.read(), picture
+
+
+def check_pictures(
+    root: Path | None, jobs: Iterable[PictureJob], *, decode: bool = False, keep: bool = False
+) -> Iterator[Picture | PictureError]:
+    """``check_picture`` of many, in order, some at a time: most of it is waiting for the disk."""
+
+    def check(job: PictureJob) -> Picture | PictureError:
+        try:
+            return check_picture(root, job, decode=decode, keep=keep)
+        except PictureError as error:
+            return error
+
+    remaining = iter(jobs)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while chunk := list(islice(remaining, _CHUNK)):
+            yield from pool.map(check, chunk)
+
+
+def _ends_whole(file: IO[bytes]) -> bool:
+    """Whether a file of a format with an end mark ends with it (or close to it)."""
+    file.seek(0)
+    start = file.read(12)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 64))
+    end = file.read()
+    if start.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in end
+    if start.startswith(b"\x89PNG"):
+        return b"IEND" in end
+    if start.startswith(b"GIF8"):
+        return end.rstrip(b"\0").endswith(b";")
+    if start.startswith(b"RIFF"):
+        return size >= int.from_bytes(start[4:8], "little") + 8
+    return True
+
+
+def turn_box(box_xyxy_px: Box, width: int, height: int, orientation: int) -> Box:
+    """A box on the stored picture (``width`` x ``height``) to the picture as shown.
+
+    Args:
+        box_xyxy_px: box in stored pixels.
+        width: stored width.
+        height: stored height.
+        orientation: EXIF value, 1 to 8.
+    """
+    x1, y1, x2, y2 = box_xyxy_px
+    points = [_turn_point(x, y, width, height, orientation) for x, y in ((x1, y1), (x2, y2))]
+    (ax, ay), (bx, by) = points
+    return min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)
+
+
+def _turn_point(x: float, y: float, w: int, h: int, orientation: int) -> tuple[float, float]:
+    return {
+        1: (x, y),
+        2: (w - x, y),
+        3: (w - x, h - y),
+        4: (x, h - y),
+        5: (y, x),
+        6: (h - y, x),
+        7: (h - y, w - x),
+        8: (y, w - x),
+    }[orientation]
