@@ -1,17 +1,36 @@
-"""What one JSON line says about a picture, before anything is checked against the picture."""
+"""What one line says about a picture, before anything is checked against the picture."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
 
 from xvlm_core.data.ledger import Item
-from xvlm_core.sources.strict_json import JsonProblem, parse
+from xvlm_core.errors import DataError
+from xvlm_core.sources.base import Option
+from xvlm_core.sources.drafts import Said, corners
+from xvlm_core.sources.strict_json import JsonProblem, parse, refuse_encoding
 
-_WHOLE = frozenset({"captions", "regions", "absent", "questions", "statement", "images"})
+_BOM = b"\xef\xbb\xbf"
+WHOLE = frozenset(
+    {"captions", "regions", "absent", "questions", "statement", "images", "proposals_xyxy_px"}
+)
 """A line with one of these keys is a whole record."""
+
+FORMATS = ("xyxy", "xywh", "cxcywh")
+BOX_UNIT_OPTION = Option(
+    "box_unit", str, "pixels, or fractions of width and height", "px", choices=("px", "fraction")
+)
+BOX_OPTIONS = (
+    Option("box_format", str, "what the four numbers of a box are", "xyxy", choices=FORMATS),
+    BOX_UNIT_OPTION,
+)
+KINDS = ("object", "attribute", "region", "relation", "phrase")
+KIND_OPTION = Option("kind", str, "what the texts with a box are", "phrase", choices=KINDS)
+EMPTY_OPTION = Option("allow_empty", bool, "keep pictures that have no text", False)
 
 
 class LineProblem(ValueError):
@@ -24,28 +43,44 @@ class LineProblem(ValueError):
 
 
 @dataclass(frozen=True)
-class Said:
-    """One text of a line, as found.
+class Form:
+    """How lines are written.
 
     Attributes:
-        item: what it is counted as.
-        text: of any type: it is checked later.
-        box: as found (regions only).
-        exact: the box is ``xyxy`` pixels whatever the options say.
-        kind: of the region, as found; None: not said.
-        answers: of a question, as found.
-        id: of a question, as found.
-        problem: reason to drop it that is known already.
+        image_key: of the picture's path; with dots: a key of an object inside.
+        text_keys: of the text; with a box the first of them that is there names the part.
+        box_keys: of the box: one key of a list, or four of numbers.
+        split_key: of the split.
+        id_key: of the record's id, in lines that are no whole records; None: they have none.
+        foreign: keys were named, so a line is not a whole record of ours.
+        box_format: of boxes that do not say it: "xyxy", "xywh" or "cxcywh".
+        fraction: they are fractions of width and height.
+        kind: of texts with a box that do not say it.
+        allow_empty: a picture without text is kept.
     """
 
-    item: Item
-    text: object
-    box: object = None
-    exact: bool = False
-    kind: object = None
-    answers: object = None
-    id: str = ""
-    problem: str | None = None
+    image_key: str = "image"
+    text_keys: tuple[str, ...] = ("text", "caption")
+    box_keys: tuple[str, ...] = ("box",)
+    split_key: str = "split"
+    id_key: str | None = None
+    foreign: bool = False
+    box_format: str = "xyxy"
+    fraction: bool = False
+    kind: str = "phrase"
+    allow_empty: bool = False
+
+    def region(self, text: object, box: object, kind: object, where: str) -> Said:
+        """A text with a box as found; a kind of None is not said."""
+        return Said(
+            "region",
+            text,
+            where,
+            box_xyxy=corners(box, self.box_format),
+            fraction=self.fraction,
+            seen=box,
+            kind=self.kind if kind is None else kind,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,34 +90,55 @@ class Line:
     Attributes:
         images: paths, as found.
         said: its texts.
-        id: of a whole record that has one.
+        where: its place in the source, "file:line".
+        merge_key: lines with the same are one record; None: it stands alone.
+        id: of the record, if said.
         size: stated width and height, if both are.
         split: if said.
         statement: true or false sentence about a pair: its text and label.
         source: if said.
+        same_as: names of the same photograph elsewhere.
         meta: whatever else belongs to the record.
     """
 
     images: tuple[str, ...]
     said: tuple[Said, ...]
+    where: str
+    merge_key: str | None = None
     id: str | None = None
     size: tuple[int, int] | None = None
     split: str | None = None
     statement: tuple[object, object] | None = None
-    source: str = "jsonl"
+    source: str | None = None
+    same_as: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def read_line(raw: bytes) -> Line:
-    """Parse one line.
-
-    Args:
-        raw: without byte order mark; a line end is ignored.
+def open_lines(path: Path) -> IO[bytes]:
+    """A text file, opened after its byte order mark.
 
     Raises:
-        LineProblem: "not UTF-8", "not JSON", "nested too deep", "repeated key", "not an object",
-            "no image", "malformed id", "malformed size", "malformed split", "malformed statement"
-            or "not Unicode".
+        DataError: it cannot be read, or is UTF-16 or UTF-32.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        start = file.read(4)
+        refuse_encoding(path, start)
+        file.seek(len(_BOM) if start.startswith(_BOM) else 0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def parse_line(raw: bytes) -> dict[str, Any]:
+    """The JSON object of one line; a line end is ignored.
+
+    Raises:
+        LineProblem: "not UTF-8", "not JSON", "nested too deep", "repeated key" or "not an object".
     """
     try:
         value = parse(raw.decode("utf-8"))
@@ -92,43 +148,98 @@ def read_line(raw: bytes) -> Line:
         raise LineProblem(error.reason, error.seen) from error
     if not isinstance(value, dict):
         raise LineProblem("not an object", value)
-    whole = bool(_WHOLE & value.keys())
-    line = Line(
-        images=_images(value),
-        said=tuple(_said_whole(value) if whole else _said_simple(value)),
-        id=_id(value) if whole else None,
-        size=_size(value),
-        split=_string(value, "split"),
-        statement=_statement(value),
-        source=_string(value, "source") or "jsonl",
-        meta=value["meta"] if isinstance(value.get("meta"), dict) else {},
+    return value
+
+
+def line_of(value: dict[str, Any], form: Form, where: str) -> Line:
+    """What an object says.
+
+    Args:
+        value: one text of a picture, or a whole record.
+        form: how it is written.
+        where: its place in the source.
+
+    Raises:
+        LineProblem: "no image", "malformed id", "malformed size", "malformed split",
+            "malformed source", "malformed statement", "malformed same_as" or "not Unicode".
+    """
+    says_one = any(has(value, key) for key in (*form.text_keys, *form.box_keys))
+    whole = not form.foreign and (bool(WHOLE & value.keys()) or not says_one)
+    images = _images(value, form)
+    id = _id(
+        value.get("id") if whole else None if form.id_key is None else find(value, form.id_key)
     )
+    said = tuple(whole_said(value, form, where) if whole else _one_said(value, form, where))
+    statement = _statement(value) if whole else None
+    if not (said or statement or form.allow_empty or (whole and WHOLE & value.keys())):
+        said = (Said("caption", where=where, problem="no text"),)
+    line = Line(
+        images=images,
+        said=said,
+        where=where,
+        merge_key=_merge_key(images, id, whole),
+        id=id,
+        size=None if {"width", "height"} & set(form.box_keys) else _size(value),
+        split=_string(find(value, form.split_key), "split"),
+        statement=statement,
+        source=_string(value.get("source"), "source") if whole else None,
+        same_as=_same_as(value) if whole else (),
+        meta=value["meta"] if whole and isinstance(value.get("meta"), dict) else {},
+    )
+    names = [line.id, line.split, line.source, line.same_as, line.meta]
     try:
-        json.dumps([line.id, line.split, line.source, line.meta], ensure_ascii=False).encode()
+        json.dumps(names, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise LineProblem("not Unicode", line.id) from error
     return line
 
 
-def _images(value: dict[str, Any]) -> tuple[str, ...]:
-    images = value.get("images", [value.get("image")])
-    if not isinstance(images, list) or not 1 <= len(images) <= 2:
-        raise LineProblem("no image", images)
-    if not all(isinstance(path, str) for path in images):
-        raise LineProblem("no image", images)
-    return tuple(_one_spelling(path) for path in images)
+_NOTHING = object()
 
 
-def _one_spelling(path: str) -> str:
+def find(value: dict[str, Any], key: str) -> Any:
+    """The value of a key, or of ``a.b`` that of ``b`` inside ``a``; a marker if there is none."""
+    if key in value:
+        return value[key]
+    inner: Any = value
+    for part in key.split("."):
+        if not isinstance(inner, dict) or part not in inner:
+            return _NOTHING
+        inner = inner[part]
+    return inner
+
+
+def has(value: dict[str, Any], key: str) -> bool:
+    """Whether ``find`` finds it."""
+    return find(value, key) is not _NOTHING
+
+
+def _merge_key(images: tuple[str, ...], id: str | None, whole: bool) -> str | None:
+    """A whole record with an id stands alone: that an id comes twice is for the writer to say."""
+    if len(images) == 2 or (whole and id is not None):
+        return None
+    return images[0] if id is None else f"id\0{id}"
+
+
+def _images(value: dict[str, Any], form: Form) -> tuple[str, ...]:
+    found = (
+        value["images"] if not form.foreign and "images" in value else find(value, form.image_key)
+    )
+    images = found if isinstance(found, list) else [found]
+    if not 1 <= len(images) <= 2 or not all(isinstance(path, str) for path in images):
+        raise LineProblem("no image", None if found is _NOTHING else found)
+    return tuple(one_spelling(path) for path in images)
+
+
+def one_spelling(path: str) -> str:
     """``./a.jpg`` and ``a.jpg`` are one picture, not two that are each asked."""
     if path.startswith("/") or path.endswith(("/", ".")):
         return path  # no file of the image root: for the check of the picture to say
     return "/".join(part for part in path.split("/") if part not in (".", ""))
 
 
-def _id(value: dict[str, Any]) -> str | None:
-    id = value.get("id")
-    if id is None:
+def _id(id: Any) -> str | None:
+    if id is None or id is _NOTHING:
         return None
     if isinstance(id, bool) or not isinstance(id, str | int) or id == "":
         raise LineProblem("malformed id", id)
@@ -144,11 +255,19 @@ def _size(value: dict[str, Any]) -> tuple[int, int] | None:
     return size  # type: ignore[return-value]
 
 
-def _string(value: dict[str, Any], key: str) -> str | None:
-    found = value.get(key)
-    if found is not None and (not isinstance(found, str) or not found):
+def _string(found: Any, key: str) -> str | None:
+    if found is None or found is _NOTHING:
+        return None
+    if not isinstance(found, str) or not found:
         raise LineProblem(f"malformed {key}", found)
     return found
+
+
+def _same_as(value: dict[str, Any]) -> tuple[str, ...]:
+    found = value.get("same_as", [])
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise LineProblem("malformed same_as", found)
+    return tuple(found)
 
 
 def _statement(value: dict[str, Any]) -> tuple[object, object] | None:
@@ -164,51 +283,76 @@ def _statement(value: dict[str, Any]) -> tuple[object, object] | None:
     return statement["text"], label
 
 
-def _said_simple(value: dict[str, Any]) -> Iterator[Said]:
-    has_box = "box" in value
-    keys = [key for key in ("text", "caption") if key in value]
-    if not keys:
-        yield Said("region" if has_box else "caption", None, problem="no text")
+def _one_said(value: dict[str, Any], form: Form, where: str) -> Iterator[Said]:
+    box = _box_of(value, form)
+    has_box = box is not _NOTHING
+    keys = [key for key in form.text_keys if has(value, key)]
+    if not keys and has_box:
+        yield Said("region", where=where, problem="no text")
     for number, key in enumerate(keys):
         is_region = has_box and number == 0
-        texts = value[key] if isinstance(value[key], list) else [value[key]]
+        item: Item = "region" if is_region else "caption"
+        found = find(value, key)
+        texts = found if isinstance(found, list) else [found]
         if not texts:
-            yield Said("region" if is_region else "caption", None, problem="no text")
+            yield Said(item, where=where, problem="no text")
         for text in texts:
             if is_region:
-                yield Said("region", text, box=value["box"], kind=value.get("kind"))
+                yield form.region(text, box, value.get("kind"), where)
             else:
-                yield Said("caption", text)
+                yield Said("caption", text, where)
 
 
-def _said_whole(value: dict[str, Any]) -> Iterator[Said]:
-    for text in _list(value, "captions"):
-        yield text if isinstance(text, Said) else Said("caption", text)
-    for region in _list(value, "regions"):
-        if isinstance(region, Said):
-            yield region
-        elif not isinstance(region, dict):
-            yield Said("region", None, box=region, problem="malformed region")
-        else:
-            exact = "box_xyxy_px" in region
-            box = region["box_xyxy_px"] if exact else region.get("box")
-            yield Said("region", region.get("text"), box, exact, region.get("kind"))
-    for text in _list(value, "absent"):
-        yield text if isinstance(text, Said) else Said("absent", text)
-    for question in _list(value, "questions"):
-        if isinstance(question, Said):
-            yield question
-        elif not isinstance(question, dict):
-            yield Said("question", question, problem="malformed question")
-        else:
-            answers, id = question.get("answers", []), str(question.get("id", ""))
-            yield Said("question", question.get("question"), answers=answers, id=id)
+def _box_of(value: dict[str, Any], form: Form) -> Any:
+    found = [find(value, key) for key in form.box_keys]
+    if len(found) == 1:
+        return found[0]
+    if all(number is _NOTHING or number is None for number in found):
+        return _NOTHING
+    return [None if number is _NOTHING else number for number in found]
 
 
-def _list(value: dict[str, Any], key: str) -> list[Any]:
-    """The members of a list; for something that is no list one ``Said`` with the problem."""
-    found = value.get(key, [])
-    if isinstance(found, list):
+def whole_said(value: dict[str, Any], form: Form, where: str) -> Iterator[Said]:
+    """The texts of an object with ``captions``, ``regions``, ``absent``, ``questions``."""
+    for item, key in _LISTS:
+        found = value.get(key, [])
+        if not isinstance(found, list):
+            yield Said(item, found, where, problem=f"malformed {key}")
+            continue
+        for member in found:
+            yield _member(item, member, form, where)
+
+
+_LISTS: tuple[tuple[Item, str], ...] = (
+    ("caption", "captions"),
+    ("region", "regions"),
+    ("absent", "absent"),
+    ("question", "questions"),
+    ("proposal", "proposals_xyxy_px"),
+)
+
+
+def _member(item: Item, member: Any, form: Form, where: str) -> Said:
+    if item == "proposal":
+        return Said(item, where=where, box_xyxy=corners(member, "xyxy"), seen=member)
+    if item in ("caption", "absent"):
+        return Said(item, member, where)
+    if not isinstance(member, dict):
+        return Said(item, member, where, problem=f"malformed {item}")
+    if item == "question":
+        answers, id = _answers(member.get("answers", [])), str(member.get("id", ""))
+        return Said(item, member.get("question"), where, answers=answers, id=id)
+    text, kind = member.get("text"), member.get("kind")
+    if "box_xyxy_px" in member:  # whatever the form says
+        pixels = replace(form, box_format="xyxy", fraction=False)
+        return pixels.region(text, member["box_xyxy_px"], kind, where)
+    return form.region(text, member.get("box"), kind, where)
+
+
+def _answers(found: Any) -> object:
+    """Texts, or objects of a text and a weight, as pairs; what is no list as it is."""
+    if not isinstance(found, list):
         return found
-    item: Item = key[:-1] if key != "absent" else "absent"  # type: ignore[assignment]
-    return [Said(item, found, problem=f"malformed {key}")]
+    return [
+        (a.get("answer"), a.get("weight", 1.0)) if isinstance(a, dict) else (a, 1.0) for a in found
+    ]

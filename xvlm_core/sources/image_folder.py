@@ -1,0 +1,333 @@
+"""A folder of pictures, with what is said about each beside it, in a list, or in its folder's name.
+
+Beside ``a.jpg`` may lie ``a.txt`` (a caption a line) and ``a.json`` (``caption`` or ``captions``,
+``regions`` with ``text`` and ``box``, as in ``jsonl``). ``metadata.jsonl`` in any of the folders
+is read as Hugging Face's ``imagefolder`` reads it: ``file_name``, a text, and ``objects`` with
+``bbox`` (left, top, width, height) and ``categories``. With ``--labels-from folder`` the name of
+the folder is a caption. With ``--classes`` the lines of ``a.txt`` are boxes as YOLO writes them:
+number of the class, centre, width and height, in fractions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xvlm_core.errors import DataError
+from xvlm_core.sources.base import Option, Plan, Source
+from xvlm_core.sources.drafts import Draft, Event, Kept, Lost, Said, corners
+from xvlm_core.sources.lines import (
+    BOX_OPTIONS,
+    EMPTY_OPTION,
+    KIND_OPTION,
+    Form,
+    LineProblem,
+    find,
+    has,
+    one_spelling,
+    open_lines,
+    parse_line,
+    whole_said,
+)
+
+_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+)
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_YOLO = re.compile(r"\s*\d+(?:\s+-?\d*\.?\d+(?:[eE][-+]?\d+)?){4}\s*")
+_TEXT_KEYS = ("text", "caption", "captions")
+_METADATA = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How what lies beside a picture is read.
+
+    Attributes:
+        root: the folder.
+        form: how boxes of JSON files are written.
+        classes: names of the classes of YOLO files, by number; None: they are no such files.
+        labels: the folder's name is a caption.
+        splits: the first folder's name is a split.
+        split: of all other pictures.
+    """
+
+    root: Path
+    form: Form
+    classes: tuple[str, ...] | None
+    labels: bool
+    splits: bool
+    split: str
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A picture of which the files beside it are still to be read.
+
+    Attributes:
+        reading: how.
+        path: of the picture, from the folder.
+        listed: what ``metadata.jsonl`` says about it.
+    """
+
+    reading: Reading
+    path: str
+    listed: tuple[Said, ...] = ()
+
+    def expand(self) -> Iterator[Draft | Lost | Kept]:
+        """The picture with all that is said about it."""
+        said = [*self.listed, *self._text_file(), *self._json_file(), *self._label()]
+        split, _ = self._folders()
+        if not said and not self.reading.form.allow_empty:
+            yield Lost("picture", self.path, "no text")
+            return
+        yield Draft(
+            id=self.path,
+            pictures=(self.path,),
+            said=tuple(said),
+            split=split,
+            keep_empty=self.reading.form.allow_empty,
+        )
+
+    def _folders(self) -> tuple[str, list[str]]:
+        """The split, and the folders between it and the picture."""
+        folders = self.path.split("/")[:-1]
+        if self.reading.splits and folders and folders[0].lower() in _SPLITS:
+            return _SPLITS[folders[0].lower()], folders[1:]
+        return self.reading.split, folders
+
+    def _label(self) -> Iterator[Said]:
+        _, folders = self._folders()
+        if self.reading.labels and folders:
+            yield Said("caption", re.sub(r"[_-]+", " ", folders[-1]), self.path)
+
+    def _read(self, suffix: str) -> tuple[str, bytes] | None:
+        """Name and content of the file beside the picture, if it is there and inside the root."""
+        name = str(Path(self.path).with_suffix(suffix))
+        path = self.reading.root / name
+        if not path.is_file() or not path.resolve().is_relative_to(self.reading.root.resolve()):
+            return None
+        with open_lines(path) as file:
+            return name, file.read()
+
+    def _text_file(self) -> Iterator[Said]:
+        found = self._read(".txt")
+        if found is None:
+            return
+        name, data = found
+        for number, raw in enumerate(data.splitlines(), 1):
+            where = f"{name}:{number}"
+            if not raw.strip():
+                continue
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                yield Said("caption", raw.decode("latin-1"), where, problem="not UTF-8")
+                continue
+            if self.reading.classes is not None:
+                yield self._yolo(text, where, self.reading.classes)
+            elif _YOLO.fullmatch(text):
+                yield Said("caption", text, where, problem="numbers of a box (see --classes)")
+            else:
+                yield Said("caption", text, where)
+
+    def _yolo(self, line: str, where: str, classes: tuple[str, ...]) -> Said:
+        if not _YOLO.fullmatch(line):
+            return Said("region", line, where, problem="malformed region")
+        first, *numbers = line.split()
+        if int(first) >= len(classes):
+            return Said("region", first, where, problem="unknown category")
+        box = [float(number) for number in numbers]
+        return Said(
+            "region",
+            classes[int(first)],
+            where,
+            box_xyxy=corners(box, "cxcywh"),
+            fraction=True,
+            seen=box,
+        )
+
+    def _json_file(self) -> Iterator[Said]:
+        found = self._read(".json")
+        if found is None:
+            return
+        name, data = found
+        try:
+            value = parse_line(data)
+        except LineProblem as problem:
+            yield Said("caption", problem.seen, name, problem=problem.reason)
+            return
+        yield from _captions(value, name)
+        yield from whole_said({**value, "captions": []}, self.reading.form, name)
+
+
+def _captions(value: dict[str, Any], where: str) -> Iterator[Said]:
+    for key in _TEXT_KEYS:
+        found = find(value, key) if has(value, key) else []
+        for text in found if isinstance(found, list) else [found]:
+            yield Said("caption", text, where)
+
+
+def plan(options: dict[str, Any]) -> Plan:
+    """List the pictures of the folder.
+
+    Raises:
+        DataError: there is no such folder, no picture in it, or a list is damaged.
+    """
+    root: Path = options["root"]
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}", try_="xvlm prepare-data image-folder FOLDER")
+    form = Form(
+        box_format=options["box_format"],
+        fraction=options["box_unit"] == "fraction",
+        kind=options["kind"],
+        allow_empty=options["allow_empty"],
+    )
+    reading = Reading(
+        root=root,
+        form=form,
+        classes=None if options["classes"] is None else _class_names(options["classes"]),
+        labels=options["labels_from"] == "folder",
+        splits=options["split_from"] == "folder",
+        split=options["split"],
+    )
+    found = _walk(root)
+    if not found.pictures:
+        raise DataError(f"no picture in {root}", try_="xvlm prepare-data image-folder FOLDER")
+    lines, listed = _listed(root, found.lists)
+    inputs = (root, *(root / name for name in found.lists))
+
+    def events() -> Iterator[Event]:
+        yield from found.lost
+        yield from lines
+        for path in found.pictures:
+            yield Beside(reading, path, tuple(listed.pop(path, ())))
+        for path, said in listed.items():  # named by a list, but not there
+            yield Draft(id=path, pictures=(path,), said=tuple(said), split=reading.split)
+
+    return Plan(events(), image_root=root, inputs=inputs, total=len(found.pictures))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Paths from the root, sorted; hidden ones are not looked at."""
+
+    pictures: list[str]
+    lists: list[str]
+    lost: list[Lost]
+
+
+def _walk(root: Path) -> _Found:
+    found = _Found([], [], [])
+    real_root = root.resolve()
+    for folder, folders, files in os.walk(root, onerror=_unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        start = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
+        for name in folders:
+            path = Path(folder) / name
+            # A link to a folder inside adds nothing; its pictures are found where they are.
+            if path.is_symlink() and not path.resolve().is_relative_to(real_root):
+                found.lost.append(Lost("picture", f"{start}{name}/", "outside the image root"))
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            if name == _METADATA:
+                found.lists.append(start + name)
+            elif name == "metadata.csv":
+                raise DataError(
+                    f"{start}{name} in {root} is a table",
+                    try_=f"xvlm prepare-data table {folder}/{name} --images {folder}",
+                )
+            elif Path(name).suffix.lower() in _SUFFIXES:
+                found.pictures.append(start + name)
+    return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    with open_lines(path) as file:
+        try:
+            names = file.read().decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 (byte {error.start})") from error
+    while names and not names[-1].strip():
+        names.pop()
+    if not names:
+        raise DataError(f"{path} is an empty file", try_="--classes FILE with a class name a line")
+    return tuple(name.strip() for name in names)
+
+
+def _listed(root: Path, lists: list[str]) -> tuple[list[Lost | Kept], dict[str, list[Said]]]:
+    """What the lists say, by picture."""
+    events: list[Lost | Kept] = []
+    said: dict[str, list[Said]] = {}
+    for name in lists:
+        folder = name[: -len(_METADATA)]
+        with open_lines(root / name) as file:
+            for number, raw in enumerate(file, 1):
+                where = f"{name}:{number}"
+                if not raw.strip():
+                    continue
+                try:
+                    value = parse_line(raw)
+                    if not isinstance(value.get("file_name"), str):
+                        raise LineProblem("no image", value.get("file_name"))
+                except LineProblem as problem:
+                    events.append(Lost("line", where, problem.reason, str(problem.seen)[:80]))
+                    continue
+                events.append(Kept("line"))
+                path = one_spelling(folder + value["file_name"])
+                said.setdefault(path, []).extend(_of_metadata(value, where))
+    return events, said
+
+
+def _of_metadata(value: dict[str, Any], where: str) -> Iterator[Said]:
+    yield from _captions(value, where)
+    if "objects" not in value:
+        return
+    objects = value["objects"] if isinstance(value["objects"], dict) else {}
+    boxes = objects.get("bbox")
+    names = next((objects[key] for key in ("categories", "category") if key in objects), None)
+    if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
+        yield Said("region", value["objects"], where, problem="malformed objects")
+        return
+    for box, name in zip(boxes, names, strict=True):
+        yield Said("region", name, where, box_xyxy=corners(box, "xywh"), seen=box)
+
+
+SOURCE = Source(
+    name="image-folder",
+    help="a folder of pictures with texts beside them (a.txt, a.json, metadata.jsonl)",
+    options=(
+        Option("root", Path, "folder of pictures; folders inside are looked into", required=True),
+        Option(
+            "labels_from",
+            str,
+            "folder: the name of a picture's folder is its caption",
+            choices=("folder",),
+        ),
+        Option(
+            "split_from",
+            str,
+            "folder: the first folder is the split (train, val, test)",
+            choices=("folder",),
+        ),
+        Option("split", str, "split of all other pictures", "train"),
+        Option("classes", Path, "class names, one a line: a.txt has boxes as YOLO writes them"),
+        EMPTY_OPTION,
+        *BOX_OPTIONS,
+        KIND_OPTION,
+    ),
+    plan=plan,
+)
