@@ -95,7 +95,7 @@ def iter_array(path: Path, *, without: frozenset[str] = frozenset()) -> Iterator
 def iter_members(
     path: Path, arrays: Collection[str], *, without: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, Any]]:
-    """The members of some arrays of a file that holds one JSON object, one at a time, in file order.
+    """The members of some arrays of a JSON object, one at a time, in file order.
 
     As ``{"images": [...], "annotations": [...]}``: the file may be larger than memory.
 
