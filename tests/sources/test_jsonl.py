@@ -334,10 +334,148 @@ def test_many_pictures_over_many_files(tmp_path: Path, pictures: Path, prepare_s
     assert told[-1] == (1500, 1500)
 
 
+def test_lines_of_others_are_read_by_their_keys(convert: Any) -> None:
+    done = convert(
+        [
+            {"img": {"file": "ok.jpg"}, "phrase": "a dog", "bb": [1, 2, 29, 38], "set": "val"},
+            {"img": {"file": "ok.jpg"}, "phrase": ["a", "b"], "captions": ["no text of ours"]},
+            {"img": {"file": "other.png"}, "phrase": "sea", "set": "train", "width": "wide"},
+            {"img": {"file": "other.png"}, "phrase": "sea", "set": "train"},
+        ],
+        image_key="img.file",
+        text_key="phrase",
+        box_key="bb",
+        split_key="set",
+        box_format="xywh",
+    )
+    first, second = done.records
+    assert (first.id, first.split) == ("ok.jpg", "val")
+    assert first.regions == (Region("a dog", (1, 2, 30, 40), "phrase"),)
+    assert first.captions == ("a", "b")
+    assert (second.captions, second.split) == (("sea",), "train")
+    assert done.lost("line") == {"mine.jsonl:3": "malformed size"}
+
+
+def test_a_box_may_stand_under_four_keys(convert: Any) -> None:
+    done = convert(
+        [
+            {"image": "ok.jpg", "text": "a", "x": 1, "y": 2, "width": 29, "height": 38},
+            {"image": "ok.jpg", "text": "b", "x": 1, "y": 2, "width": 29},
+            {"image": "ok.jpg", "text": "c", "x": 1, "y": 2, "width": None, "height": "38"},
+            {"image": "ok.jpg", "text": "d", "x": None},
+        ],
+        box_keys="x, y,width,height",
+        box_format="xywh",
+    )
+    assert done.records[0].regions == (Region("a", (1, 2, 30, 40), "phrase"),)
+    assert done.records[0].captions == ("d",)
+    assert done.dropped("region") == {"box malformed": 2}
+
+
+def test_lines_of_one_id_become_one_record(convert: Any) -> None:
+    done = convert(
+        [
+            {"image": "ok.jpg", "text": "a", "ref": 7},
+            {"image": "ok.jpg", "text": "b", "ref": 8},
+            {"image": "ok.jpg", "text": "c", "ref": 7},
+            {"image": "other.png", "text": "d", "ref": 7},
+            {"image": "ok.jpg", "text": "e", "ref": True},
+            {"image": "ok.jpg", "text": "f"},
+        ],
+        id_key="ref",
+    )
+    assert {r.id: r.captions for r in done.records} == {
+        "7": ("a", "c"),
+        "8": ("b",),
+        "ok.jpg": ("f",),
+    }
+    assert done.lost("line") == {
+        "mine.jsonl:4": "another picture than the first line of this id",
+        "mine.jsonl:5": "malformed id",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "hint"),
+    [
+        ({}, "'image' (image)", "--image-key file_name"),
+        ({"image_key": "filename"}, "'filename' (image)", "--image-key file_name"),
+        ({"image_key": "file_name", "text_key": "txet"}, "'txet' (text)", "--text-key text"),
+        ({"image_key": "file_name", "box_key": "boxx"}, "'boxx' (box)", "--box-key bbox"),
+        ({"image_key": "file_name", "box_keys": "a,b,c,d"}, "'a,b,c,d' (box)", "--box-keys bbox"),
+        ({"image_key": "file_name", "id_key": "nr"}, "'nr' (id)", "--id-key KEY"),
+    ],
+)
+def test_a_key_that_no_line_has_is_named_with_those_that_are_there(
+    convert: Any, options: dict[str, str], key: str, hint: str
+) -> None:
+    line = {"file_name": "ok.jpg", "text": "a dog", "bbox": [1, 2, 3, 4], "more": {"x": 1}}
+    with pytest.raises(DataError) as caught:
+        convert([line, line], **options)
+    assert caught.value.what == f"no line of mine.jsonl has a key {key}"
+    assert caught.value.details == ("keys there: file_name, text, bbox, more, more.x",)
+    assert caught.value.try_ == hint
+
+
+def test_pictures_without_text_are_kept_if_asked_for(convert: Any) -> None:
+    lines = [{"image": "ok.jpg"}, {"image": "other.png", "text": "the sea"}, {"image": "none.jpg"}]
+    done = convert(lines)
+    assert [r.id for r in done.records] == ["other.png"]
+    assert done.lost("picture") == {"ok.jpg": "no text left", "none.jpg": "missing"}
+    done = convert(lines, allow_empty=True)
+    assert [(r.id, r.captions) for r in done.records] == [
+        ("ok.jpg", ()),
+        ("other.png", ("the sea",)),
+    ]
+
+
+def test_names_of_the_photograph_and_proposals_survive(convert: Any, tmp_path: Path) -> None:
+    line = {
+        "image": "ok.jpg",
+        "captions": ["a beach"],
+        "proposals_xyxy_px": [[1, 2, 30, 40], [1, 2, 3]],
+        "same_as": ["coco:9"],
+    }
+    done = convert([line, {**line, "image": "other.png", "same_as": "coco:9"}])
+    assert done.records[0].proposals_xyxy_px == ((1, 2, 30, 40),)
+    assert done.records[0].same_as == ("coco:9",)
+    assert done.dropped("proposal") == {"box malformed": 1}
+    assert done.lost("line") == {"mine.jsonl:2": "malformed same_as"}
+    again = convert((tmp_path / "store-0" / "records-00000.jsonl").read_bytes())
+    assert again.records == done.records
+
+
+def test_files_of_one_name_are_told_apart(
+    tmp_path: Path, pictures: Path, prepare_store: Any
+) -> None:
+    files = [tmp_path / "a" / "x.jsonl", tmp_path / "b" / "x.jsonl"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('{"image": "ok.jpg", "text": "a dog"}\n{broken\n')
+    done = prepare_store("jsonl", {"annotations": files, "images": pictures})
+    assert list(done.lost("line")) == [f"{file}:2" for file in files]
+
+
+def test_several_processes_make_the_same_store(
+    tmp_path: Path, pictures: Path, prepare_store: Any
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    names = ["ok.jpg", "other.png", "whole.jpg", "none.jpg"]
+    lines = [{"image": name, "text": f"{name} {i}"} for i in range(3) for name in names]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    options = {"annotations": [path], "images": pictures, "shard_records": 1}
+    one, two = (prepare_store("jsonl", {**options, "workers": n}) for n in (1, 2))
+    assert (one.records, one.ledger) == (two.records, two.ledger)
+    assert len(one.records) == 3
+
+
 def test_options_that_are_wrong_are_refused(convert: Any, tmp_path: Path) -> None:
     good = [{"image": "ok.jpg", "text": "a dog"}]
     with pytest.raises(UsageError, match="--box-format 'yxyx' is none of xyxy, xywh, cxcywh"):
         convert(good, box_format="yxyx")
+    for keys in ("a,b", "a,b,c,"):
+        with pytest.raises(UsageError, match="is not four keys"):
+            convert(good, box_keys=keys)
     with pytest.raises(DataError, match="there is no folder"):
         convert(good, images=tmp_path / "none")
     with pytest.raises(DataError, match="cannot read"):

@@ -84,7 +84,7 @@ class Beside:
 
     def expand(self) -> Iterator[Draft | Lost | Kept]:
         """The picture with all that is said about it."""
-        said = [*self.listed, *self._text_file(), *self._json_file(), *self._label()]
+        said = [*self.listed, *self._beside(), *self._label()]
         split, _ = self._folders()
         if not said and not self.reading.form.allow_empty:
             yield Lost("picture", self.path, "no text")
@@ -109,20 +109,36 @@ class Beside:
         if self.reading.labels and folders:
             yield Said("caption", re.sub(r"[_-]+", " ", folders[-1]), self.path)
 
-    def _read(self, suffix: str) -> tuple[str, bytes] | None:
-        """Name and content of the file beside the picture, if it is there and inside the root."""
-        name = str(Path(self.path).with_suffix(suffix))
-        path = self.reading.root / name
-        if not path.is_file() or not path.resolve().is_relative_to(self.reading.root.resolve()):
-            return None
-        with open_lines(path) as file:
-            return name, file.read()
+    def _read(self, name: str) -> bytes:
+        """A file beside the picture; empty if there is none.
 
-    def _text_file(self) -> Iterator[Said]:
-        found = self._read(".txt")
-        if found is None:
-            return
-        name, data = found
+        Raises:
+            LineProblem: "outside the image root", "unreadable" or "not UTF-8".
+        """
+        path = self.reading.root / name
+        if not path.is_file():
+            return b""
+        if not _inside(path, self.reading.root):
+            raise LineProblem("outside the image root", name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise LineProblem("unreadable", name) from error
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise LineProblem("not UTF-8", name)
+        return data.removeprefix(b"\xef\xbb\xbf")
+
+    def _beside(self) -> Iterator[Said]:
+        for suffix, read in ((".txt", self._text), (".json", self._json)):
+            name = str(Path(self.path).with_suffix(suffix))
+            try:
+                data = self._read(name)
+                if data.strip():
+                    yield from read(name, data)
+            except LineProblem as problem:
+                yield Said("caption", problem.seen, name, problem=problem.reason)
+
+    def _text(self, name: str, data: bytes) -> Iterator[Said]:
         for number, raw in enumerate(data.splitlines(), 1):
             where = f"{name}:{number}"
             if not raw.strip():
@@ -155,18 +171,14 @@ class Beside:
             seen=box,
         )
 
-    def _json_file(self) -> Iterator[Said]:
-        found = self._read(".json")
-        if found is None:
-            return
-        name, data = found
-        try:
-            value = parse_line(data)
-        except LineProblem as problem:
-            yield Said("caption", problem.seen, name, problem=problem.reason)
-            return
+    def _json(self, name: str, data: bytes) -> Iterator[Said]:
+        value = parse_line(data)
         yield from _captions(value, name)
         yield from whole_said({**value, "captions": []}, self.reading.form, name)
+
+
+def _inside(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
 
 
 def _captions(value: dict[str, Any], where: str) -> Iterator[Said]:
@@ -227,19 +239,20 @@ class _Found:
 
 def _walk(root: Path) -> _Found:
     found = _Found([], [], [])
-    real_root = root.resolve()
     for folder, folders, files in os.walk(root, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         start = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
         for name in folders:
             path = Path(folder) / name
             # A link to a folder inside adds nothing; its pictures are found where they are.
-            if path.is_symlink() and not path.resolve().is_relative_to(real_root):
+            if path.is_symlink() and not _inside(path, root):
                 found.lost.append(Lost("picture", f"{start}{name}/", "outside the image root"))
         for name in sorted(files):
             if name.startswith("."):
                 continue
-            if name == _METADATA:
+            if name == _METADATA and not _inside(Path(folder) / name, root):
+                found.lost.append(Lost("line", start + name, "outside the image root"))
+            elif name == _METADATA:
                 found.lists.append(start + name)
             elif name == "metadata.csv":
                 raise DataError(

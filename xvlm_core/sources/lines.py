@@ -233,7 +233,7 @@ def _images(value: dict[str, Any], form: Form) -> tuple[str, ...]:
 
 def one_spelling(path: str) -> str:
     """``./a.jpg`` and ``a.jpg`` are one picture, not two that are each asked."""
-    if path.startswith("/") or path.endswith(("/", ".")):
+    if path.startswith("/") or path.endswith(("/", ".")) or "://" in path:
         return path  # no file of the image root: for the check of the picture to say
     return "/".join(part for part in path.split("/") if part not in (".", ""))
 
