@@ -136,10 +136,10 @@ def iter_batches(
         while text.peek() != "}":
             if seen:
                 text.expect(",", "a comma or } is missing")
-            at = text.at
+            place = text.place
             key = text.key()
             if key in seen:
-                raise text.problem(f"repeated key: {key}", at)
+                raise text.problem(f"repeated key: {key}", place)
             seen.add(key)
             if key in arrays and text.peek() == "[":
                 text.at += 1
@@ -213,10 +213,10 @@ class _Text:
 
     def key(self) -> str:
         """Go past a key and its colon."""
-        at = self.at
+        place = self.place
         key = self.value(json.JSONDecoder()) if self.peek() == '"' else None
         if not isinstance(key, str):
-            raise self.problem("a key in double quotes is missing", at)
+            raise self.problem("a key in double quotes is missing", place)
         self.expect(":", "a colon is missing")
         return key
 
@@ -227,7 +227,7 @@ class _Text:
                 value, end = decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 if self.ended or len(self.text) - self.at > _LONGEST:
-                    raise self.problem(error.msg, error.pos) from error
+                    raise self.problem(error.msg, self.before + error.pos) from error
             except RecursionError as error:
                 raise self.problem("nested too deep") from error
             except JsonProblem as error:
@@ -241,9 +241,14 @@ class _Text:
                     return value
             self.more()
 
-    def problem(self, what: str, at: int | None = None) -> DataError:
-        """An error that says where (in characters from the start)."""
-        place = self.before + (self.at if at is None else at)
+    @property
+    def place(self) -> int:
+        """Where it is, in characters from the start."""
+        return self.before + self.at
+
+    def problem(self, what: str, place: int | None = None) -> DataError:
+        """An error that says where."""
+        place = self.place if place is None else place
         return DataError(f"{self.path} is not valid JSON: {what} (character {place})")
 
 
@@ -281,7 +286,7 @@ class _Array:
     def run(self) -> list[Any]:
         """Members up to the last cut in the window; none if there is no good cut."""
         text = self.text
-        if self.failed >= _PATIENCE or text.before + text.at < self.alone_until:
+        if self.failed >= _PATIENCE or text.place < self.alone_until:
             return []
         if not text.ended and len(text.text) - text.at < _PIECE:
             text.more()
