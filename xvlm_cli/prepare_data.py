@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,21 +18,17 @@ from xvlm_cli import output as outputs
 from xvlm_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, complete_any
 from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
+from xvlm_core.data.ledger import damaged, is_damage
 from xvlm_core.errors import DataError, OutputError, UsageError
-from xvlm_core.sources.registry import (
-    SOURCES,
-    Option,
-    Source,
-    checked_options,
-    find_source,
-    prepare,
-)
+from xvlm_core.sources.base import Option, Source
+from xvlm_core.sources.registry import SOURCES, checked_options, find_source, options_of
 
 if TYPE_CHECKING:
     from xvlm_core.data.manifest import Manifest
 
 HELP = "Turn annotations and pictures into a store."
 STAND_IN = "world"
+_LEDGER = "ledger.jsonl"
 
 
 class SourceGroup(TyperGroup):
@@ -87,20 +85,22 @@ def _function(source: Source) -> Any:
         )
         output, overwrite = given.pop("output"), given.pop("overwrite")
         dry_run, recipe = given.pop("dry_run"), given.pop("as_recipe", None)
+        sample = given.pop("sample")
         if positional is not None:
             _take_positional(given, positional)
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         if recipe is not None:
             _stand_in(recipe, output, options, out, overwrite=overwrite, dry_run=dry_run)
         else:
-            _one(source, output, options, out, overwrite=overwrite, dry_run=dry_run)
+            flags = _Flags(overwrite, dry_run, sample)
+            _one(source, output, options, out, flags)
 
     parameters: dict[str, Any] = {}
     if positional is not None:
         kind: Any = list[str] | None if positional.multiple else str | None
         argument = typer.Argument(metavar=f"[{positional.name.upper()}]", help=positional.help)
         parameters["positional"] = (Annotated[kind, argument], None)
-    for option in source.options:
+    for option in options_of(source):
         parameters[option.name] = _parameter(option)
     if source.name == STAND_IN:
         parameters["as_recipe"] = (
@@ -116,6 +116,11 @@ def _function(source: Source) -> Any:
             ],
             None,
         )
+    sample_help = "Draw this many examples into OUTPUT-samples.png and .html, print the data card."
+    parameters["sample"] = (
+        Annotated[int | None, typer.Option("--sample", min=1, metavar="N", help=sample_help)],
+        None,
+    )
     output_help = "The store's folder."
     parameters["output"] = (Annotated[Path, typer.Option("--output", "-o", help=output_help)], ...)
     for name, kind in (
@@ -176,27 +181,74 @@ def _take_positional(given: dict[str, Any], option: Option) -> None:
     given[option.name] = word
 
 
+@dataclass(frozen=True)
+class _Flags:
+    """What is not about the data."""
+
+    overwrite: bool
+    dry_run: bool
+    sample: int | None
+
+
 def _one(
-    source: Source,
-    output: Path,
-    options: Mapping[str, Any],
-    out: Output,
-    *,
-    overwrite: bool,
-    dry_run: bool,
+    source: Source, output: Path, options: Mapping[str, Any], out: Output, flags: _Flags
 ) -> None:
-    if dry_run:
+    if flags.dry_run:
         values = checked_options(source, options)
         there = output.is_dir() and any(output.iterdir())
         rows = [(name, value if value != () else None) for name, value in values.items()]
         lines = [f"would prepare {source.name} in {output}", *table(("option", "value"), rows)]
         if there:
-            lines.append(f"{output} is not empty: " + ("replaced" if overwrite else "refused"))
+            what = "replaced" if flags.overwrite else "refused"
+            lines.append(f"{output} is not empty: {what}")
         value = {"source": source.name, "output": output, "options": values, "exists": there}
         out.result(value, lines)
         return
-    manifest = _prepare(source, output, options, out, _command(), overwrite)
-    out.result(_document(output, manifest), _balance(output, manifest))
+    manifest = _prepare(source, output, options, out, flags.overwrite)
+    document, lines = _document(output, manifest), _balance(output, manifest)
+    if flags.sample is not None:
+        _sample(output, flags.sample, document, lines)
+    out.result(document, lines)
+    _refuse_damage(output, manifest, float(options.get("allow_damage") or 0))
+
+
+def _sample(output: Path, count: int, document: dict[str, Any], lines: list[str]) -> None:
+    from xvlm_cli.data_card import card_of
+
+    card = card_of(output, count, output.parent / f"{output.name}-samples")
+    document["card"], document["samples"] = card.document, card.samples
+    lines += ["", *card.lines]
+
+
+def _refuse_damage(output: Path, manifest: Manifest, allowed: float) -> None:
+    """Exit code 4 where something was damaged or missing: the store has the rest.
+
+    Raises:
+        DataError: more than the allowed share of the items of a type.
+    """
+    problems = []
+    for item, reasons in damaged(manifest.counts).items():
+        lost, read = sum(reasons.values()), manifest.counts[item]["read"]
+        if lost > allowed * read:
+            listed = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items())
+            problems.append(f"{item}: {lost:,} of {read:,} ({listed})")
+    if not problems:
+        return
+    examples = []
+    with open(output / _LEDGER, encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            if line["what"] == "dropped" and is_damage(line["reason"]):
+                seen = "" if line["seen"] is None else f" ({line['seen']})"
+                examples.append(f"{line['item']} {line['id']}: {line['reason']}{seen}")
+            if len(examples) == 10:
+                break
+    raise DataError(
+        f"{output} is prepared, without what is damaged or missing: {'; '.join(problems)}",
+        details=examples,
+        where=str(output / _LEDGER),
+        try_="mend the input and prepare it again, or accept it: --allow-damage 0.01",
+    )
 
 
 def _stand_in(
@@ -261,13 +313,10 @@ def _stand_in(
 
 
 def _prepare(
-    source: Source,
-    output: Path,
-    options: Mapping[str, Any],
-    out: Output,
-    command: str,
-    overwrite: bool,
+    source: Source, output: Path, options: Mapping[str, Any], out: Output, overwrite: bool
 ) -> Manifest:
+    from xvlm_core.sources.prepare import prepare
+
     progress = Progress(quiet=out.quiet)
     out.note(f"preparing {source.name} in {output}")
     try:
@@ -275,7 +324,7 @@ def _prepare(
             source.name,
             output,
             options,
-            command=command,
+            command=_command(),
             progress=progress,
             overwrite=overwrite,
         )
@@ -283,12 +332,27 @@ def _prepare(
         raise DataError(
             f"{error.filename} is not there", try_=f"xvlm prepare-data {source.name} --help"
         ) from error
+    except BaseException as error:
+        begun = output.parent / f".{output.name}.partial"
+        if not isinstance(error, Exception) and begun.is_dir():  # Ctrl-C, SIGTERM
+            out.note("what is done is kept: the same command continues there")
+        raise
     finally:
         progress.close()
 
 
 def _command() -> str:
-    return shlex.join(["xvlm", *sys.argv[1:]])
+    """What was typed, without what changes nothing in the store."""
+    words = ["xvlm"]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        name, has_value = word.split("=", 1)[0], "=" in word
+        if name in ("--workers", "--engine", "--allow-damage", "--sample"):
+            if not has_value:
+                next(rest, None)
+        elif name not in ("--overwrite", "--json", "--quiet", "-q"):
+            words.append(word)
+    return shlex.join(words)
 
 
 def _document(output: Path, manifest: Manifest) -> dict[str, Any]:

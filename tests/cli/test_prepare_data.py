@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from xvlm_core.data.ledger import is_damage
 from xvlm_core.data.store import Store
 from xvlm_core.sources.registry import SOURCES
 
@@ -44,7 +46,6 @@ def test_help_lists_every_source_and_its_options(xvlm: Run) -> None:
 
 def test_your_own_pictures_with_a_balance_sheet(xvlm: Run, lines: Path) -> None:
     done = xvlm("prepare-data", "jsonl", lines, "--images", ".", "-o", "data/mine")
-    assert done.code == 0
     assert "read" in done.out
     assert "dropped" in done.out
     assert "ledger.jsonl" in done.out
@@ -53,6 +54,34 @@ def test_your_own_pictures_with_a_balance_sheet(xvlm: Run, lines: Path) -> None:
         assert count["read"] == count["kept"] + sum(count["dropped"].values())
     assert store.manifest.counts["region"]["kept"] == 1
     assert sum(store.manifest.counts["region"]["dropped"].values()) == 1
+
+
+def test_damage_ends_with_exit_code_4_and_a_list_unless_it_is_allowed(
+    xvlm: Run, lines: Path
+) -> None:
+    words = ("prepare-data", "jsonl", lines, "--images", ".")
+    done = xvlm(*words, "-o", "a")
+    assert done.code == 4
+    assert "a is prepared, without what is damaged or missing: " in done.err
+    assert "--allow-damage" in done.err
+    assert len(Store.open(Path("a"))) == 1, "what was good is kept"
+    ledger = [json.loads(line) for line in Path("a/ledger.jsonl").read_text().splitlines()]
+    damaged = [line for line in ledger if is_damage(line["reason"])]
+    assert 0 < len(damaged) < len(ledger)
+    for dropped in damaged:
+        assert f"{dropped['item']} {dropped['id']}: {dropped['reason']}" in done.err
+    assert xvlm(*words, "-o", "b", "--allow-damage", "0.5").code == 0
+    assert xvlm(*words, "-o", "c", "--allow-damage", "0.1").code == 4
+
+
+def test_what_changes_no_byte_is_no_part_of_the_command_that_a_store_remembers(
+    xvlm: Run, lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("prepare-data", "jsonl", str(lines), "--images", ".", "-o", "a")
+    more = ("--workers", "2", "--allow-damage=0.5", "--json", "--engine", "local")
+    monkeypatch.setattr(sys, "argv", ["xvlm", *words, *more])
+    xvlm(*words, *more)
+    assert Store.open(Path("a")).manifest.command == shlex.join(["xvlm", *words])
 
 
 def test_json_has_the_same_counts(xvlm: Run, lines: Path) -> None:
@@ -160,7 +189,7 @@ def drawing(clean: None, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
-    while not list(tmp_path.glob("data/.world.partial-*/pictures/*")):
+    while not (tmp_path / "data" / ".world.partial" / "shards.jsonl").is_file():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -171,7 +200,7 @@ def drawing(clean: None, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_nothing_half_written(
+def test_a_signal_leaves_nothing_but_what_the_same_command_continues(
     number: int, code: int, drawing: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     drawing.send_signal(number)
@@ -179,7 +208,8 @@ def test_a_signal_leaves_nothing_half_written(
     assert drawing.returncode == code, err
     assert "Traceback" not in err
     assert json.loads(out)["error"]["exit_code"] == code
-    assert list((tmp_path / "data").iterdir()) == []
+    assert "the same command continues there" in err
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".world.partial"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")

@@ -1,137 +1,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from xvlm_core.data.images import PictureError, read_picture
+from xvlm_core.data.images import PictureError
 from xvlm_core.data.ledger import Ledger
-from xvlm_core.sources import cleaning
-from xvlm_core.sources.cleaning import (
-    Cleaner,
-    Picture,
-    PictureJob,
-    box_reason,
-    check_picture,
-    check_pictures,
-    corners,
-    turn_box,
-)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_box_ends_on_what_it_was_drawn_around(tmp_path: Path, orientation: int) -> None:
-    stored = np.zeros((64, 96, 3), np.uint8)
-    stored[8:24, 16:64] = 255  # rows 8 to 23, columns 16 to 63
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=100)
-    shown = np.asarray(read_picture(tmp_path / "a.jpg"))[..., 0] > 128
-    rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
-    expected = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    assert turn_box((16, 8, 64, 24), 96, 64, orientation) == expected
-
-    picture = check_picture(tmp_path, PictureJob("a.jpg", (96, 64)))
-    region = Cleaner(Ledger()).region("1", "bar", [16, 8, 64, 24], picture, "object")
-    if orientation in (2, 3, 4):  # the size does not tell which way up the box is
-        assert region is None
-    else:
-        assert region is not None
-        assert region.box_xyxy_px == expected
-        assert (picture.height, picture.width) == shown.shape
-
-
-def test_a_box_in_shown_pixels_of_a_turned_picture_stays(pictures: Path) -> None:
-    for stated in ((100, 60), None):
-        picture = check_picture(pictures, PictureJob("turned.jpg", stated))
-        assert picture == Picture("turned.jpg", 100, 60, 1)
-        region = Cleaner(Ledger()).region("1", "dog", [50, 10, 90, 50], picture, "object")
-        assert region is not None
-        assert region.box_xyxy_px == (50, 10, 90, 50)
-
-
-def test_boxes_of_a_turned_square_are_dropped_not_guessed(pictures: Path) -> None:
-    picture = check_picture(pictures, PictureJob("square.jpg", (64, 64)))
-    ledger = Ledger()
-    assert Cleaner(ledger).region("1", "dog", [1, 2, 30, 40], picture, "object") is None
-    assert ledger.counts["region"]["dropped"] == {"unclear which way up the box is": 1}
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("cut.jpg", "truncated image"),
-        ("empty.jpg", "empty file"),
-        ("page.jpg", "not an image"),
-        ("none.jpg", "missing"),
-        ("../ok.jpg", "outside the image root"),
-        ("/etc/passwd", "absolute path"),
-        ("\udc80.jpg", "not a file name"),
-        (".", "not a file name"),
-    ],
-)
-def test_a_bad_picture_has_its_reason(pictures: Path, name: str, reason: str) -> None:
-    with pytest.raises(PictureError) as caught:
-        check_picture(pictures, PictureJob(name))
-    assert caught.value.reason == reason
-
-
-def test_a_wrong_size_names_both_sizes(pictures: Path) -> None:
-    with pytest.raises(PictureError, match="stated 999x999, really 160x90") as caught:
-        check_picture(pictures, PictureJob("ok.jpg", (999, 999)))
-    assert caught.value.reason == "size mismatch"
-
-
-@pytest.mark.parametrize("extension", ["jpg", "png", "gif", "webp", "bmp"])
-def test_sound_pictures_are_not_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
-) -> None:
-    Image.effect_noise((60, 40), 50).save(tmp_path / f"a.{extension}")
-    monkeypatch.setattr(cleaning, "read_picture", lambda path: pytest.fail("decoded"))
-    assert check_picture(tmp_path, PictureJob(f"a.{extension}")).width == 60
-
-
-@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
-def test_a_picture_that_is_cut_off_is_found_from_its_end(tmp_path: Path, extension: str) -> None:
-    path = tmp_path / f"a.{extension}"
-    Image.effect_noise((60, 40), 50).save(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(PictureError):
-        check_picture(tmp_path, PictureJob(path.name))
-
-
-def test_bytes_after_the_end_of_a_sound_picture_are_no_loss(pictures: Path) -> None:
-    with open(pictures / "ok.jpg", "ab") as file:
-        file.write(b"trailing" * 100)
-    assert check_picture(pictures, PictureJob("ok.jpg")).width == 160
-
-
-def test_damage_in_the_middle_is_found_when_asked_to_decode(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.effect_noise((60, 40), 50).save(path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
-    path.write_bytes(data)
-    job = PictureJob("a.png")
-    check_picture(tmp_path, job)
-    with pytest.raises(PictureError):
-        check_picture(tmp_path, job, decode=True)
-
-
-def test_many_pictures_come_back_in_order(pictures: Path) -> None:
-    names = ["ok.jpg", "none.jpg", "other.png", "cut.jpg"] * 700
-    found = list(check_pictures(pictures, (PictureJob(name) for name in names)))
-    assert len(found) == len(names)
-    for name, result in zip(names, found, strict=True):
-        if name in ("ok.jpg", "other.png"):
-            assert isinstance(result, Picture)
-            assert result.path == name
-        else:
-            assert isinstance(result, PictureError)
-            assert name in str(result)
+from xvlm_core.data.records import Record
+from xvlm_core.sources.base import PAPER, InvalidBoxes, Rules, TextOverlap
+from xvlm_core.sources.cleaning import Cleaner, box_reason
+from xvlm_core.sources.drafts import Draft, Said, corners
+from xvlm_core.sources.pictures import Picture
 
 
 @pytest.mark.parametrize(
@@ -173,15 +52,22 @@ def test_formats_of_boxes() -> None:
     assert corners([10**400, 1, 1, 1], "xywh") == [math.inf] * 4
 
 
-def test_texts_are_cleaned_or_dropped_with_a_reason() -> None:
+PICTURE = Picture("a.jpg", 160, 90)
+
+
+def cleaned(said: list[Said], rules: Rules | None = None) -> tuple[Record | None, Ledger]:
     ledger = Ledger()
-    cleaner = Cleaner(ledger)
-    assert cleaner.text("caption", "1", " a  dog,\n running ") == "a dog, running"
-    assert cleaner.text("caption", "2", "a\x00 \u202edog\ud800") == "a dog\ufffd"
-    for value in ("", "  ", "...", '?!;:"()*#~', "\u200b"):
-        assert cleaner.text("caption", "3", value) is None
-    for value in (None, 17, ["a"]):
-        assert cleaner.text("caption", "4", value) is None
+    record = Cleaner(ledger, rules).record(Draft("1", ("a.jpg",), tuple(said)), [PICTURE], "x")
+    ledger.check()
+    return record, ledger
+
+
+def test_texts_are_cleaned_or_dropped_with_a_reason() -> None:
+    good = [" a  dog,\n running ", "a\x00 \u202edog\ud800"]
+    empty = ["", "  ", "...", '?!;:"()*#~', "\u200b"]
+    record, ledger = cleaned([Said("caption", text) for text in (*good, *empty, None, 17, ["a"])])
+    assert record is not None
+    assert record.captions == ("a dog, running", "a dog\ufffd")
     assert ledger.counts["caption"] == {
         "read": 10,
         "kept": 2,
@@ -190,10 +76,107 @@ def test_texts_are_cleaned_or_dropped_with_a_reason() -> None:
     }
 
 
-def test_the_box_is_judged_before_the_text() -> None:
+def region(text: object, box_xyxy: object, kind: str = "object") -> Said:
+    return Said("region", text, box_xyxy=box_xyxy, kind=kind)
+
+
+def test_the_box_is_judged_before_the_text_and_the_text_before_the_overlap() -> None:
+    said = [
+        region("", [0, 0, 3, 3], "region"),
+        region("", [0, 0, 30, 30], "region"),
+        region("a red bus", [0, 0, 3, 3], "region"),
+        region("a red bus", [0, 0, 30, 30], "region"),
+        region("A red bus!", [0, 0, 40, 40], "region"),
+    ]
+    record, ledger = cleaned(said, PAPER)
+    assert record is not None
+    assert [r.box_xyxy_px for r in record.regions] == [(0, 0, 30, 30)]
+    assert ledger.counts["region"]["dropped"] == {
+        "box too small": 2,
+        "empty text": 1,
+        "text overlap": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("measure", "texts", "kept"),
+    [
+        # three of four words: exactly 75 % stays
+        ("jaccard", ["a b c", "a b c d"], 2),
+        # four of five: dropped
+        ("jaccard", ["a b c d", "a b c d e"], 1),
+        # a part of a longer text says nothing new by the other measure
+        ("shorter", ["a b c", "a b c d e f g h"], 1),
+        ("jaccard", ["a b c", "a b c d e f g h"], 2),
+        # what was dropped suppresses nothing
+        ("jaccard", ["a b c d", "a b c d e", "a b c d e f"], 2),
+    ],
+)
+def test_texts_of_regions_that_overlap(measure: TextOverlap, texts: list[str], kept: int) -> None:
+    rules = Rules(max_text_overlap=0.75, text_overlap=measure)
+    for kind, expected in (("region", kept), ("relation", kept), ("object", len(texts))):
+        said = [region(text, [0, 0, 30, 30], kind) for text in texts]
+        record, _ = cleaned(said, rules)
+        assert record is not None
+        assert len(record.regions) == expected, kind
+
+
+@pytest.mark.parametrize(
+    ("mode", "box_xyxy", "expected"),
+    [
+        ("strict", [0, 0, 160.2, 90], None),
+        ("int", [0, 0, 160.2, 90], (0, 0, 160, 90)),
+        ("int", [-0.9, 0, 100, 90], (0, 0, 100, 90)),
+        ("int", [-1, 0, 100, 90], None),
+        ("int", [10, 10, 10.9, 50], None),
+        ("half-px", [-0.5, 0, 160.5, 90], (0, 0, 160, 90)),
+        ("half-px", [-0.6, 0, 100, 90], None),
+        ("clip", [-50, -50, 80, 900], (0, 0, 80, 90)),
+        ("clip", [200, 0, 300, 90], None),
+        ("clip", [50, 0, 40, 90], None),
+        ("clip", [math.nan, 0, 40, 90], None),
+    ],
+)
+def test_what_is_an_invalid_box_is_a_named_choice(
+    mode: InvalidBoxes, box_xyxy: list[float], expected: object
+) -> None:
+    record, ledger = cleaned([region("dog", box_xyxy)], Rules(invalid_boxes=mode))
+    assert (record.regions[0].box_xyxy_px if record else None) == expected
+    repaired = {"box cut to the picture": 1} if expected else {}
+    assert ledger.counts["region"]["repaired"] == repaired
+
+
+def test_fractions_become_pixels() -> None:
+    said = Said("region", "dog", box_xyxy=[0.25, 0.5, 1.0000001, 1], fraction=True)
+    record, _ = cleaned([said])
+    assert record is not None
+    assert record.regions[0].box_xyxy_px == (40, 45, 160, 90)
+
+
+def test_a_damaged_picture_takes_all_that_was_said_with_it() -> None:
     ledger = Ledger()
-    picture = Picture("a.jpg", 160, 90)
-    cleaner = Cleaner(ledger, min_box_area=0.01)
-    assert cleaner.region("1", "", [0, 0, 3, 3], picture, "object") is None
-    assert cleaner.region("2", "", [0, 0, 30, 30], picture, "object") is None
-    assert ledger.counts["region"]["dropped"] == {"box too small": 1, "empty text": 1}
+    said = (Said("caption", "a dog", "c1"), Said("proposal", where="p1", box_xyxy=[0, 0, 1, 1]))
+    found = [PictureError("missing", "a.jpg")]
+    assert Cleaner(ledger).record(Draft("1", ("a.jpg",), said), found, "x") is None
+    ledger.check()
+    assert {item: count["dropped"] for item, count in ledger.counts.items()} == {
+        "picture": {"missing": 1},
+        "caption": {"picture: missing": 1},
+        "proposal": {"picture: missing": 1},
+    }
+
+
+def test_a_record_without_anything_said_is_kept_when_asked() -> None:
+    for keep_empty in (False, True):
+        draft = Draft("1", ("a.jpg",), keep_empty=keep_empty)
+        record = Cleaner(Ledger()).record(draft, [PICTURE], "x")
+        assert (record is not None) == keep_empty
+
+
+@pytest.mark.parametrize(
+    "answers", [None, "yes", [("yes", 2)], [("yes", True)], [("", 0.5)], [("yes",)], [None]]
+)
+def test_malformed_answers_are_named(answers: object) -> None:
+    record, ledger = cleaned([Said("question", "is it?", answers=answers)])
+    assert record is None
+    assert ledger.counts["question"]["dropped"] == {"malformed answers": 1}

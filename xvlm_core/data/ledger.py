@@ -141,6 +141,11 @@ class Ledger:
                 )
 
 
+def is_damage(reason: str) -> bool:
+    """Whether a reason to drop says that something is damaged or missing, in its own right."""
+    return ": " not in reason and reason not in CHOICES
+
+
 def damaged(counts: Counts) -> dict[str, dict[str, int]]:
     """What was dropped because it is damaged or missing, not by choice: {item: {reason: n}}.
 
@@ -149,7 +154,7 @@ def damaged(counts: Counts) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for item, count in counts.items():
         for reason, n in count["dropped"].items():
-            if ": " not in reason and reason not in CHOICES:
+            if is_damage(reason):
                 found.setdefault(item, {})[reason] = n
     return found
 

@@ -272,13 +272,13 @@ def checked_box(
         too small", None), or (None, the box).
     """
     mode = rules.invalid_boxes
-    if mode != "strict" and box_reason(box_xyxy_px, width, height, 0.0) in (
-        "box outside the picture",
-        "box has no area",
-    ):
+    reason = None if mode == "strict" else box_reason(box_xyxy_px, width, height)
+    if mode == "int" or reason in ("box outside the picture", "box has no area"):
+        if reason in ("box malformed", "box not finite"):
+            return reason, None
         x1, y1, x2, y2 = (float(v) for v in box_xyxy_px)  # type: ignore[attr-defined]
         if not _tolerable((x1, y1, x2, y2), width, height, mode):
-            return box_reason(box_xyxy_px, width, height), None
+            return reason or "box has no area", None
         box_xyxy_px = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
     reason = box_reason(box_xyxy_px, width, height, rules.min_box_area)
     if reason is not None:

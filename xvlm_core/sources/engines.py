@@ -39,6 +39,7 @@ def in_processes(settings: Settings, jobs: Iterable[Job], workers: int) -> Itera
     """
     from concurrent.futures.process import BrokenProcessPool
 
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         workers,
         mp_context=_context(),
@@ -60,6 +61,11 @@ def in_processes(settings: Settings, jobs: Iterable[Job], workers: int) -> Itera
             "a worker process was killed, perhaps for want of memory",
             try_="the same command with fewer --workers: it continues where it stopped",
         ) from error
+    except BaseException:
+        # Ctrl-C, or an error: what the others are doing now will be done again
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

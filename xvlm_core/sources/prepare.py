@@ -57,9 +57,12 @@ def prepare(
         DataError: the input is missing or damaged, or nothing of it could be kept.
         ToolError: a library that the source or the engine needs is not installed.
     """
+    from xvlm_core.data.store_writer import StoreFolder
+
     source = find_source(source_name)
     values = checked_options(source, options)
     own = {option.name: values[option.name] for option in source.options}
+    StoreFolder(output, None, overwrite=overwrite)  # refuses before anything is read
     plan = source.plan(own)
     return prepare_plan(
         source, plan, output, values, command=command, progress=progress, overwrite=overwrite
