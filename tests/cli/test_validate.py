@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import Run
+from tests.data.card_stores import EVERYTHING, make_store, paint
 
 
 @pytest.fixture
@@ -42,6 +45,91 @@ def test_a_changed_record_fails_its_checksum(xvlm: Run, store: Path) -> None:
     records = store / "records-00000.jsonl"
     records.write_bytes(records.read_bytes().replace(b"red", b"rad"))
     assert "checksums differ: records-00000.jsonl" in xvlm("validate", store).refusal(4)
+
+
+def test_a_store_is_shown_as_a_card_and_samples(xvlm: Run, store: Path, tmp_path: Path) -> None:
+    done = xvlm("validate", store)
+    assert done.code == 0
+    for said in ("world: world, 16 records (train 12, val 4)", "what is in it", "duplicates"):
+        assert said in done.out
+    with Image.open(tmp_path / "world-samples.png") as sheet:
+        assert sheet.format == "PNG"
+    page = (tmp_path / "world-samples.html").read_text(encoding="utf-8")
+    assert page.count("<article ") == 6
+    assert "world-samples.html" in done.out
+    assert xvlm("validate", store, "--sample", "2", "-o", "seen").code == 0
+    page = (tmp_path / "seen" / "world-samples.html").read_text(encoding="utf-8")
+    assert page.count("<article ") == 2
+
+
+def test_no_samples_and_no_files(xvlm: Run, store: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = xvlm("validate", store, "--sample", "0", "--json").document()["result"]
+    assert done["samples"] is None
+    assert done["card"]["amounts"]["caption"]["total"] > 0
+    assert xvlm("validate", store, "--dry-run").out.count("would write") == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    xvlm("validate", store, "--sample", "1000").refusal(2)
+
+
+def test_samples_never_go_into_the_store(
+    xvlm: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "inside the store" in xvlm("validate", store, "-o", store / "seen").refusal(2)
+    monkeypatch.chdir(store)
+    document = xvlm("validate", ".", "--json").document()
+    assert document["result"]["samples"] is None
+    assert any("inside the store" in warning for warning in document["warnings"])
+    assert document["result"]["card"]["name"] == "world"
+    assert not list(store.rglob("*samples*"))
+
+
+def test_a_place_that_cannot_be_written_is_a_warning_unless_it_was_named(
+    xvlm: Run, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "world-samples.png").mkdir()
+    document = xvlm("validate", store, "--json").document()
+    assert "world-samples.png cannot be written" in document["warnings"][0]
+    assert document["result"]["samples"] is None
+    assert "world-samples.png cannot be written" in xvlm("validate", store, "-o", ".").refusal(2)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_picture_of_another_size_under_an_old_manifest(xvlm: Run, tmp_path: Path) -> None:
+    make_store(tmp_path / "mine", EVERYTHING)
+    paint(tmp_path / "pictures", {"two.png": (64, 48)})
+    error = xvlm("validate", "mine").refusal(4)
+    assert "two: two.png: changed since it was prepared: 64 x 48 pixels" in error
+    assert "the record says 200 x 200" in error
+    assert "prepare it again: xvlm prepare-data jsonl mine.jsonl -o data/mine --overwrite" in error
+    assert "64 x 48, the record says 200 x 200" in (tmp_path / "mine-samples.html").read_text(
+        "utf-8"
+    )
+
+
+def test_every_problem_is_in_one_document(xvlm: Run, tmp_path: Path) -> None:
+    make_store(tmp_path / "mine", EVERYTHING)
+    (tmp_path / "pictures" / "one.png").write_bytes(b"no picture")
+    (tmp_path / "pictures" / "two.png").unlink()
+    done = xvlm("validate", "mine", "--json")
+    assert done.code == 4
+    assert json.loads(done.out)["result"]["problems"] == [
+        "one: one.png: not an image",
+        "two: two.png: missing",
+        "three: two.png: missing",
+        "four: one.png: not an image",
+        "four: two.png: missing",
+    ]
+    assert done.document()["result"]["card"]["records_read"] == 4
+
+
+def test_a_packed_store(xvlm: Run, tmp_path: Path) -> None:
+    few = ("--train", "2", "--val", "1", "--test", "0", "--unseen", "0", "--workers", "1")
+    assert xvlm("prepare-data", "world", *few, "--pack", "-o", "packed").code == 0
+    result = xvlm("validate", "packed", "--decode", "--json").document()["result"]
+    assert (result["records"], result["problems"]) == (3, [])
+    page = (tmp_path / "packed-samples.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == 3
 
 
 def test_a_model_folder(xvlm: Run, model: Path) -> None:

@@ -64,9 +64,13 @@ class Tally:
         return Spread(
             n,
             mean * self._unit,
-            round(ordered[0][0] * self._unit, 9),
-            *(quantile(share) for share in (0.05, 0.25, 0.5, 0.75, 0.95)),
-            round(ordered[-1][0] * self._unit, 9),
+            least=quantile(0),
+            p05=quantile(0.05),
+            p25=quantile(0.25),
+            median=quantile(0.5),
+            p75=quantile(0.75),
+            p95=quantile(0.95),
+            most=quantile(1),
         )
 
 
