@@ -58,6 +58,11 @@ class _List:
         """File name without extension, for record ids."""
         return (self.captions or self.path).stem
 
+    @property
+    def split(self) -> str:
+        """As the file name has it (``Validation_GCC-1.1.0-Validation.tsv``)."""
+        return "val" if re.search("valid", self.name, re.IGNORECASE) else "train"
+
 
 def plan(options: dict[str, Any]) -> Plan:
     """Shards of img2dataset, or published lists.
@@ -77,7 +82,7 @@ def plan(options: dict[str, Any]) -> Plan:
         shards = find_shards(roots, parquet=options["parquet"])
         if shards:
             root = common_folder([shard.path for shard in shards])
-            reading = Reading(split=options["split"])
+            reading = Reading(split=options["split"] or "train")
             events = (e for shard in shards for e in shard_events(shard, root, reading))
             return Plan(events, root, tuple(file for shard in shards for file in shard.files))
     return _plan_lists(options, options["annotations"] or _published(roots))
@@ -106,7 +111,11 @@ def _plan_lists(options: dict[str, Any], paths: tuple[Path, ...]) -> Plan:
     template: str | None = options["name_template"]
     for found in lists:
         _check_template(template, found)
-    events = (e for found in lists for e in _list_events(found, template, options["split"]))
+    events = (
+        event
+        for found in lists
+        for event in _list_events(found, template, options["split"] or found.split)
+    )
     return Plan(events, images, paths)
 
 
@@ -339,7 +348,7 @@ SOURCE = Source(
             "of the picture file, _ anything else",
         ),
         Option("parquet", bool, "read the .parquet files for the rows that failed", True),
-        Option("split", str, "split of the records", "train"),
+        Option("split", str, "split of the records (default: from the name of a list, or train)"),
     ),
     plan,
 )

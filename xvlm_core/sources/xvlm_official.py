@@ -16,25 +16,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from xvlm_core.data.ledger import Item
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.base import Option, Plan, Source
-from xvlm_core.sources.drafts import (
-    Base64Picture,
-    Draft,
-    Embedded,
-    Event,
-    Kept,
-    Lost,
-    Repaired,
-    Said,
-    corners,
-)
-from xvlm_core.sources.identity import same_as
+from xvlm_core.sources.drafts import Draft, Event, Kept, Lost, Said
+from xvlm_core.sources.official_records import Layout, OfficialLine, names_of, said_of
 from xvlm_core.sources.strict_json import JsonProblem, iter_array, parse, refuse_encoding
 from xvlm_core.sources.webdataset import common_folder
 
@@ -47,138 +35,6 @@ _BOM = b"\xef\xbb\xbf"
 _SAMPLE = 100
 _LONGEST_PATH = 1024
 _SPLIT = re.compile(r"(?:^|[_.-])(train|val|test)$")
-_COCO = re.compile(r"(?:^|/)COCO_(?:train|val)2014_(\d{12})\.\w+$")
-_FLICKR = re.compile(r"flickr30k-images/(\d+)\.\w+$")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one file is to be read.
-
-    Attributes:
-        image_key: key of the picture.
-        caption_key: key of the texts.
-        base64: the picture itself is in the file.
-        regions: it has ``elems``; a caption is optional then.
-        array: one JSON array, not lines.
-        alternatives: every text of a part becomes a text, not only the first.
-        attributes: attributes become texts.
-        split: of the records.
-    """
-
-    image_key: str
-    caption_key: str
-    base64: bool
-    regions: bool
-    array: bool
-    alternatives: bool
-    attributes: bool
-    split: str
-
-
-@dataclass(frozen=True)
-class OfficialLine:
-    """Where a line stands; it is parsed by the process that checks the picture.
-
-    Attributes:
-        id: of the record: the file, and the number of the line.
-        path: the file.
-        offset: of the first byte.
-        size: number of bytes.
-        name: of the picture, where it is in the line.
-        layout: of the file.
-    """
-
-    id: str
-    path: Path
-    offset: int
-    size: int
-    name: str
-    layout: Layout
-
-    def expand(self) -> Iterator[Draft | Lost | Kept | Repaired]:
-        """The draft, or why there is none; the line itself is counted too."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                value = parse(file.read(self.size).decode("utf-8"))
-        except OSError as error:
-            yield Lost("line", self.id, "unreadable", str(error))
-            return
-        except UnicodeDecodeError:
-            yield Lost("line", self.id, "not UTF-8")
-            return
-        except JsonProblem as problem:
-            yield Lost("line", self.id, problem.reason, problem.seen)
-            return
-        if not isinstance(value, dict):
-            yield Lost("line", self.id, "not an object", value)
-            return
-        image = value.get(self.layout.image_key)
-        if not isinstance(image, str) or not image:
-            yield Lost("line", self.id, "no image", image)
-            return
-        picture: str | Embedded = image
-        if self.layout.base64:
-            picture = cast(Embedded, Base64Picture(self.name, image))
-        yield Kept("line")
-        yield Draft(
-            self.id,
-            (picture,),
-            tuple(_said(value, self.id, self.layout)),
-            split=self.layout.split,
-            same_as=() if self.layout.base64 else _names(image),
-        )
-
-
-def _said(value: dict[str, Any], where: str, layout: Layout) -> Iterator[Said]:
-    if layout.caption_key in value or not layout.regions:
-        yield from (_captions("caption", value.get(layout.caption_key), where))
-    if not layout.regions:
-        return
-    elems = value.get("elems", [])
-    if not isinstance(elems, list):
-        yield Said("region", elems, where, problem="malformed elems")
-        return
-    for number, elem in enumerate(elems):
-        yield from _region(elem, f"{where}#{number}", layout)
-
-
-def _region(elem: object, where: str, layout: Layout) -> Iterator[Said]:
-    if not isinstance(elem, dict):
-        yield Said("region", elem, where, problem="not an object")
-        return
-    box = elem.get("bb")
-    box_xyxy = corners(box, "xywh")
-    plain = list(_captions("region", elem.get("caption"), where, box_xyxy, box))
-    plain = plain if layout.alternatives else plain[:1]
-    yield from plain
-    attributes = elem.get("attributes")
-    if not layout.attributes or attributes is None:
-        return
-    for attribute in attributes if isinstance(attributes, list) else [attributes]:
-        for said in plain:
-            if not isinstance(attribute, str):
-                yield Said("region", attribute, where, box_xyxy, seen=box, kind="attribute")
-            elif isinstance(said.text, str):
-                text = f"{attribute} {said.text}"
-                yield Said("region", text, where, box_xyxy, seen=box, kind="attribute")
-
-
-def _captions(
-    item: Item, found: object, where: str, box_xyxy: object = None, seen: object = None
-) -> Iterator[Said]:
-    """A text, or each of a list of them; of none one that says so."""
-    texts = found if isinstance(found, list) else [found]
-    for text in texts or [None]:
-        problem = "no text" if text is None and not (isinstance(found, list) and found) else None
-        yield Said(item, text, where, box_xyxy, seen=seen, kind="region", problem=problem)
-
-
-def _names(image: str) -> tuple[str, ...]:
-    """Names of the photograph that its path gives away."""
-    coco, flickr = _COCO.search(image), _FLICKR.search(image)
-    return same_as(coco=coco[1] if coco else None, flickr=flickr[1] if flickr else None)
 
 
 def plan(options: dict[str, Any]) -> Plan:
@@ -242,11 +98,11 @@ def _layout(path: Path, options: dict[str, Any]) -> Layout:
         if image_key is not None and (caption_key is not None or regions):
             match = _SPLIT.search(path.stem) if array else None
             image = value[image_key]
-            is_path = isinstance(image, str) and len(image) <= _LONGEST_PATH
+            long = isinstance(image, str) and len(image) > _LONGEST_PATH
             return Layout(
                 image_key,
                 caption_key or "caption",
-                base64=image_key == "binary" if is_path else True,
+                base64=image_key == "binary" or long,
                 regions=regions,
                 array=array,
                 alternatives=options["alternatives"],
@@ -328,7 +184,7 @@ def _array_events(path: Path, place: str, layout: Layout) -> Iterator[Event]:
             yield Lost("line", where, "no image", image)
             continue
         yield Kept("line")
-        said.setdefault(image, []).extend(_said(value, where, layout))
+        said.setdefault(image, []).extend(said_of(value, where, layout))
         if isinstance(value.get("image_id"), str | int):
             meta.setdefault(image, {"image_id": value["image_id"]})
     for image, texts in said.items():
@@ -337,7 +193,7 @@ def _array_events(path: Path, place: str, layout: Layout) -> Iterator[Event]:
             (image,),
             tuple(texts),
             split=layout.split,
-            same_as=_names(image),
+            same_as=names_of(image),
             meta=meta.get(image, {}),
         )
 
