@@ -11,7 +11,6 @@ from PIL import Image
 
 from tests.sources.conftest import Prepare
 from xvlm_core.data.records import Region
-from xvlm_core.data.store import Store
 from xvlm_core.errors import DataError
 from xvlm_core.sources import webdataset
 
@@ -43,7 +42,8 @@ def test_pictures_stay_in_the_tar(tmp_path: Path, prepare_store: Prepare) -> Non
     assert (record.id, record.captions, record.split) == ("a/x/0", ("A man.",), "train")
     assert (record.width, record.height, record.source) == (16, 9, "webdataset")
     assert record.image == f"a.tar@512+{len(picture)}"
-    assert made.manifest.images == str(tmp_path / "in") or Path(made.manifest.images).is_absolute()
+    assert path.read_bytes()[512:][: len(picture)] == picture
+    assert made.manifest.image_root == str(tmp_path / "in")
 
 
 def test_ids_tell_the_tars_of_a_folder_apart(tmp_path: Path, prepare_store: Prepare) -> None:
@@ -219,9 +219,9 @@ def test_a_record_that_is_damaged_is_named(tmp_path: Path, prepare_store: Prepar
 def test_stores_of_any_number_of_processes_are_equal(
     tmp_path: Path, prepare_store: Prepare
 ) -> None:
-    members = {
-        f"{i}.{e}": jpg() if e == "jpg" else f"{i}" for i in range(9) for e in ("jpg", "txt")
-    }
+    members: dict[str, bytes | str] = {}
+    for i in range(9):
+        members |= {f"{i}.jpg": jpg(), f"{i}.txt": str(i)}
     options = {"root": [write(tmp_path / "a.tar", members)], "shard_records": 4}
     one, two = (prepare_store("webdataset", {**options, "workers": n}) for n in (1, 2))
     assert one.records == two.records
@@ -275,5 +275,3 @@ def test_shared_tars(prepare_store: Prepare, tmp_path: Path) -> None:
     cc3m = prepare_store("webdataset", {"root": [SHARED / "cc3m" / "00000.tar"]})
     assert cc3m.count("picture")["kept"] == expected["cc3m/00000.tar"]["images"]
     assert cc3m.count("caption")["kept"] == expected["cc3m/00000.tar"]["captions"]
-    store = Store.open(tmp_path / "store-2")
-    assert store.manifest == cc3m.manifest
