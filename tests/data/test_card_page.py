@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -189,6 +190,10 @@ def test_the_page_needs_and_may_fetch_nothing(store: Store) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "script-src" not in policy
+    assert "base-uri 'none'; form-action 'none'" in policy
+    css = page.texts[page.texts.index("mine: data card") + 2]
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy  # the one style that the page has
     links = [
         value
         for _, found in page.elements
