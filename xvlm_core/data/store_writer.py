@@ -134,8 +134,8 @@ class StoreFolder:
         found: dict[int, ShardDone] = {}
         if not path.is_file():
             return found
-        good = b""
-        for line in path.read_bytes().splitlines(keepends=True):
+        good, content = b"", path.read_bytes()
+        for line in content.splitlines(keepends=True):
             try:
                 value = json.loads(line)
                 shard = Shard.model_validate(value["shard"])
@@ -145,11 +145,20 @@ class StoreFolder:
             if not line.endswith(b"\n"):
                 break
             good += line
-            file = self.work / shard.file
-            if file.is_file() and file.stat().st_size == shard.bytes:
+            if self._is_there(done):
                 found[done.number] = done
-        path.write_bytes(good)
+        if good != content:
+            new = path.with_suffix(".new")
+            new.write_bytes(good)
+            os.replace(new, path)
         return found
+
+    def _is_there(self, done: ShardDone) -> bool:
+        number, shard = done.number, done.shard
+        parts = (shard.index, ledger_part(number), same_part(number), looks_part(number))
+        file = self.work / shard.file
+        whole = file.is_file() and file.stat().st_size == shard.bytes
+        return whole and all((self.work / name).is_file() for name in parts)
 
     def add(self, done: ShardDone) -> None:
         """Note that a shard is done: from now on it is not done again."""
@@ -263,7 +272,7 @@ class StoreFolder:
         command: str,
         about: Mapping[str, Any],
     ) -> Manifest:
-        root = self.image_root
+        root = self.folder if about.get("packed") else self.image_root
         if root.is_relative_to(self.folder):
             root = root.relative_to(self.folder)
         splits: dict[str, int] = {}
@@ -289,6 +298,7 @@ class StoreFolder:
         """Remove what served the making alone."""
         keep = {MANIFEST, PICTURES, _LOCK, *manifest.checksums}
         keep |= {name for shard in manifest.shards for name in (shard.file, shard.index)}
+        (self.work / _DONE).unlink()  # first: without the parts it would not be true
         for path in self.work.iterdir():
             if path.name not in keep:
                 path.unlink()
