@@ -12,7 +12,6 @@ from PIL import Image
 from tests.sources.conftest import Prepare
 from xvlm_core.data.records import Region
 from xvlm_core.errors import DataError, UsageError
-from xvlm_core.sources.coco import read_ids
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 7, "name": "hot dog"}]
 
@@ -102,28 +101,11 @@ def test_excluded_pictures_are_counted_with_all_their_texts(
     root: Path, tmp_path: Path, prepare_store: Prepare
 ) -> None:
     (tmp_path / "ids.txt").write_text("COCO_val2014_000000000011.jpg\n\n21\n99\n")
-    done = prepare_store("coco", {"root": root, "exclude_ids": tmp_path / "ids.txt"})
+    done = prepare_store("coco", {"root": root, "exclude": str(tmp_path / "ids.txt")})
     assert [r.id for r in done.records] == ["12"]
     assert done.dropped("picture") == {"excluded": 2, "no text left": 1}
     assert done.dropped("caption") == {"picture: excluded": 3}
     assert done.dropped("region") == {"picture: excluded": 3, "box too small": 1}
-
-
-def test_forms_of_lists_of_ids(tmp_path: Path) -> None:
-    path = tmp_path / "ids.json"
-    path.write_text("[3, 4]")
-    assert read_ids(path) == {3, 4}
-    splits = [("train", 1), ("restval", 2), ("val", 3), ("test", 4)]
-    path.write_text(json.dumps({"images": [{"cocoid": id, "split": s} for s, id in splits]}))
-    assert read_ids(path) == {3, 4}
-    path.write_text('["a"]')
-    with pytest.raises(DataError, match="neither a list of ids nor a Karpathy"):
-        read_ids(path)
-    (tmp_path / "ids.txt").write_text("5\nfive\n")
-    with pytest.raises(DataError, match="line 2: no picture id in 'five'"):
-        read_ids(tmp_path / "ids.txt")
-    with pytest.raises(DataError, match="cannot read"):
-        read_ids(tmp_path / "none.txt")
 
 
 def test_bad_boxes_are_each_counted_under_their_reason(
@@ -182,7 +164,7 @@ def test_what_refers_to_nothing_is_dropped(
         "6": "picture: truncated image",
         "7": "unknown image",
     }
-    assert done.dropped("line") == {"annotation is not an object": 1}
+    assert done.dropped("line") == {"not an object": 1}
     assert len(done.records[0].regions) == 1
 
 
@@ -229,10 +211,12 @@ def test_one_id_in_two_splits_is_an_error(root: Path, prepare_store: Prepare) ->
         (b"", "empty file"),
         (b'{"annotations": "none"}', "key images is missing and annotations is no list"),
         (b"[1]", "not a JSON object but a list"),
-        (b"{broken", r"not valid JSON: .* \(line 1, column 2\)"),
+        (b"{broken", r"not valid JSON: a key in double quotes is missing \(character 1\)"),
+        (b'{"images": [{"id": 1}', r"not valid JSON: it ends in the middle \(character 21\)"),
+        (b'{"images": [{"id": 1}, {"i', r"not valid JSON: .* \(character 24\)"),
         (b"[" * 100_000, "nested too deep"),
         (b'{"images": [], "images": []}', "repeated key: images"),
-        (b'{"images": [{"id": 1}], "annotations": []}', r"images\[0\] has no id or no file_name"),
+        (b'{"categories": [{"id": 1}]}', r"categories\[0\] has no id or no name"),
         ('{"images": []}'.encode("utf-16"), "is UTF-16, not UTF-8"),
         (b'{"images": "\xff"}', "is not UTF-8"),
     ],
@@ -262,7 +246,7 @@ def test_nothing_kept_is_an_error_with_the_reasons(
     file = write(tmp_path / "a.json", [image(1, "none.jpg")], [box(1, 1, [1, 1, 50, 50])])
     with pytest.raises(DataError, match="nothing to keep") as caught:
         prepare_store("coco", {"annotations": [file], "images": pictures})
-    assert "picture: 1 dropped, missing (first: 1)" in caught.value.details
+    assert any(d.startswith("picture: 1 dropped, missing") for d in caught.value.details)
     assert not list(tmp_path.glob("*store*"))
 
 
@@ -296,7 +280,7 @@ def test_counts_of_the_sample_are_the_expected_ones(
 
     excluded = shared / "data" / "coco_karpathy" / "dataset_coco.json"
     done = prepare_store(
-        "coco", {"annotations": paths, "images": coco, "exclude_ids": excluded, "decode": True}
+        "coco", {"annotations": paths, "images": coco, "exclude": str(excluded), "decode": True}
     )
     key = "kept_after_removing_karpathy_val_and_test_images"
     assert done.count("region")["kept"] == expected[key]

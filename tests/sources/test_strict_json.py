@@ -129,8 +129,7 @@ def test_what_is_wrong_is_one_line_after_all_that_was_right(
     path = write(tmp_path / "a.json", text)
     found: list[Any] = []
     with pytest.raises(DataError, match=message) as caught:
-        for _, member in iter_members(path, ("a",)):
-            found.append(member)
+        found.extend(member for _, member in iter_members(path, ("a",)))
     assert len(found) == before
     assert "a.json" in caught.value.what
     assert "\n" not in caught.value.what
