@@ -8,6 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 
+_TIMES = (1 << 32) - 1
+
+
 @dataclass(frozen=True)
 class Spread:
     """How numbers are distributed; all None but ``n`` where there are none."""
@@ -107,7 +110,8 @@ class Repeats:
         self._limit = limit
         self._level = 0
         self._total = 0
-        self._seen: dict[int, tuple[int, int]] = {}
+        # Times seen, and above 32 bits the last place: one integer, for the memory of millions.
+        self._seen: dict[int, int] = {}
 
     def add(self, text: str, *, inside: str | None = None) -> None:
         """Count one text.
@@ -118,19 +122,17 @@ class Repeats:
                 is not counted again.
         """
         key = _hash(text)
-        place = 0 if inside is None else _hash(inside)
+        place = 0 if inside is None else _hash(inside) >> 32
         seen = self._seen.get(key)
-        if seen is not None:
-            times, last = seen
-            if inside is not None and last == place:
-                return
-            self._total += 1
-            self._seen[key] = (times + 1, place)
+        if seen is not None and inside is not None and seen >> 32 == place:
             return
         self._total += 1
+        if seen is not None:
+            self._seen[key] = place << 32 | (seen & _TIMES) + 1
+            return
         if key & ((1 << self._level) - 1):
             return
-        self._seen[key] = (1, place)
+        self._seen[key] = place << 32 | 1
         if len(self._seen) > self._limit:
             self._level += 1
             mask = (1 << self._level) - 1
@@ -139,7 +141,7 @@ class Repeats:
     def result(self) -> Repetition:
         """The counts, scaled up where they are of a sample."""
         times = 1 << self._level
-        repeated = sum(1 for n, _ in self._seen.values() if n > 1)
+        repeated = sum(1 for seen in self._seen.values() if seen & _TIMES > 1)
         distinct = min(self._total, len(self._seen) * times)
         return Repetition(self._total, distinct, min(distinct, repeated * times), 1 / times)
 
