@@ -242,6 +242,12 @@ def test_only_data_of_the_paper_stands_beside_it(
     assert (compared.name if compared else None) == paper
 
 
+def test_rounded_numbers_are_written_as_the_paper_has_them(tmp_path: Path) -> None:
+    compared = beside_paper(make_card(make_store(tmp_path / "o", source="objects365")))
+    assert compared is not None
+    assert [row.paper for row in compared.rows] == ["0.58M", "2.0M"]
+
+
 def test_kinds_that_the_paper_has_no_row_for_are_named(tmp_path: Path) -> None:
     store = make_store(tmp_path / "vg", EVERYTHING, source="visual-genome")
     compared = beside_paper(make_card(store))

@@ -155,9 +155,8 @@ def _row(what: str, ours: int, theirs: int | Cleaned) -> Comparison:
     if isinstance(theirs, Cleaned):
         paper, number = f"{theirs.used:,} of {theirs.given:,}", theirs.used
     else:
-        paper, number = f"{theirs / 1e6:.2g}M", theirs
-        if theirs >= 10_000_000:
-            paper = f"{theirs / 1e6:.1f}M"
+        paper = f"{theirs / 1e6:.2f}M" if theirs < 1_000_000 else f"{theirs / 1e6:.1f}M"
+        number = theirs
     return Comparison(what, f"{ours:,}", paper, ours / number)
 
 

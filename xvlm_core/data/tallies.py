@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-
 _TIMES = (1 << 32) - 1
 
 
