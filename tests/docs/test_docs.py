@@ -82,7 +82,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert builtin is not None
     for run in ("demo/runs/grounding", "runs/coco-tiny"):  # in place of trained ones
         shutil.copytree(builtin, folder / run)
-    picture(folder / "pictures" / "kitchen.jpg")
+    for name in ("kitchen", "street", "garden"):
+        picture(folder / "pictures" / f"{name}.jpg")
+    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
+    rows = page.split("```text\n", 1)[1].split("```", 1)[0]
+    (folder / "mine.csv").write_text(rows, encoding="utf-8")
     lines = [
         {"image": "kitchen.jpg", "text": "a kitchen with a wooden table"},
         {"image": "kitchen.jpg", "text": "red mug on the table", "box": [212, 140, 268, 201]},
