@@ -48,6 +48,13 @@ def test_questions_of_a_picture_become_one_record(package: Path, prepare_store: 
     assert again.records == done.records
 
 
+def test_a_picture_without_questions_is_counted(package: Path, prepare_store: Prepare) -> None:
+    images = package / "data" / "train" / "images"
+    (images / "0.png").rename(images / "7.png")
+    done = prepare_store("easy-vqa", {"root": package})
+    assert done.lost("picture") == {"train/0": "missing", "train/7": "no text left"}
+
+
 def test_bad_questions_are_dropped_alone(package: Path, prepare_store: Prepare) -> None:
     rows: list[Any] = [*TRAIN, ["what?", "a"], "what?", ["what?", "a", "0"], ["", "a", 1]]
     (package / "data" / "train" / "questions.json").write_text(

@@ -99,6 +99,16 @@ def test_marked_boxes_can_be_left_out(
     assert done.lost("region") == {**lost, "6": "box outside the picture"}
 
 
+def test_a_box_with_two_marks_is_left_out_for_either(root: Path, prepare_store: Prepare) -> None:
+    name = "images/v1/patch8/objects365_v1_00000007.jpg"
+    annotations = [box(1, 7, WHOLE, iscrowd=1, isreflected=1), box(2, 7, WHOLE)]
+    write(root / "zhiyuan_objv2_train.json", [image(7, name)], annotations)
+    done = prepare_store("objects365", {"root": root, "crowd": False})
+    assert done.lost("region") == {"1": "crowd"}
+    done = prepare_store("objects365", {"root": root, "reflected": False})
+    assert done.lost("region") == {"1": "depiction"}
+
+
 def test_a_hair_outside_is_kept_if_asked(root: Path, prepare_store: Prepare) -> None:
     for rule in ("int", "half-px"):
         done = prepare_store("objects365", {"root": root, "invalid_boxes": rule})

@@ -82,6 +82,19 @@ def test_every_array_that_is_there_is_told_of(tmp_path: Path) -> None:
         list(iter_members(path, ("a", "b")))
 
 
+@pytest.mark.parametrize("odd", [{}, {"other": 1}, {"text": 'a "}, {"id": 1'}, {"x": [{"id": 1}]}])
+def test_members_come_many_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(strict_json, "_PIECE", 1 << 12)
+    members = [{"id": n, "segmentation": [[1, 2]]} for n in range(2000)]
+    members[1000] |= odd
+    path = write(tmp_path / "a.json", json.dumps({"a": members}))
+    batches = [batch for _, batch in iter_batches(path, ("a",))]
+    assert [member for batch in batches for member in batch or ()] == members
+    assert len(batches) < len(members) / 8
+
+
 def test_numbers_that_are_none_are_accepted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", '{"a": [{"x": NaN}, {"x": -Infinity}, {"x": 1}]}')
     values = [member["x"] for _, member in iter_members(path, ("a",))]
