@@ -143,6 +143,10 @@ def test_a_cut_parquet_is_an_error_before_anything_is_read(
 ) -> None:
     path = shard / "00000.parquet"
     whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    values = {"root": (shard,), "annotations": (), "parquet": True, "split": None}
+    with pytest.raises(DataError, match="not a whole parquet file"):
+        web_pairs.plan(values)
     for damaged in (whole[:100], b"", whole[:50] + b"x" * 200 + whole[-4:]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"00000\.parquet is not a whole parquet file") as error:

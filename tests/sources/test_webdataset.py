@@ -199,21 +199,43 @@ def test_a_packed_store_comes_back_whole(tmp_path: Path, prepare_store: Prepare)
 
 def test_a_record_that_is_damaged_is_named(tmp_path: Path, prepare_store: Prepare) -> None:
     record = {"id": "a", "image": "x", "width": 16, "height": 9, "split": "train", "source": ""}
+    pair = {k: v for k, v in record.items() if k != "image"} | {"images": ["x", "y"]}
     path = write(
         tmp_path / "a.tar",
         {
             "0.jpg": jpg(),
             "0.json": json.dumps({**record, "regions": [{"text": "x", "box_xyxy_px": [1]}]}),
             "1.jpg": jpg(),
-            "1.json": json.dumps({**record, "id": "b", "image": None, "images": ["x", "y"]}),
+            "1.json": json.dumps(pair),
             "2.jpg": jpg(),
             "2.json": json.dumps({**record, "captions": ["good"]}),
         },
     )
     made = prepare_store("webdataset", {"root": [path]})
     assert [r.id for r in made.records] == ["a"]
-    assert set(made.lost("picture")) == {"a/0", "a/1"}
-    assert made.lost("picture")["a/0"] == "malformed box"
+    assert made.lost("picture") == {"a/0": "malformed box", "a/1": "no image"}
+
+
+def test_a_record_without_texts_stays(tmp_path: Path, prepare_store: Prepare) -> None:
+    record = {"id": "a", "image": "x", "width": 16, "height": 9, "split": "test", "source": "s"}
+    path = write(
+        tmp_path / "a.tar",
+        {
+            "0.jpg": jpg(),
+            "0.json": json.dumps(record),
+            "1.jpg": jpg(),
+            "1.json": json.dumps({**record, "id": "b", "proposals_xyxy_px": [[1, 2, 3, 4]]}),
+            "2.jpg": jpg(),
+            "2.json": json.dumps({**record, "id": "c", "captions": ["!"]}),
+        },
+    )
+    made = prepare_store("webdataset", {"root": [path]})
+    assert [(r.id, r.split, r.source) for r in made.records] == [
+        ("a", "test", "s"),
+        ("b", "test", "s"),
+    ]
+    assert made.records[1].proposals_xyxy_px == ((1.0, 2.0, 3.0, 4.0),)
+    assert made.lost("picture") == {"c": "no text left"}
 
 
 def test_stores_of_any_number_of_processes_are_equal(

@@ -40,6 +40,8 @@ def test_captions_with_paths(tmp_path: Path, pictures: Path, prepare_store: Prep
         {"image_rpath": "other.png", "caption": "a dog"},
     )
     lines(folder / "part-1", {"image_rpath": "gone.jpg", "caption": ["x", "y"]})
+    marked = b"\xef\xbb\xbf" + (folder / "part-1").read_bytes()
+    (folder / "part-1").write_bytes(marked)
     (folder / "_SUCCESS").write_text("")
     (folder / "part-0_SUCCESS").write_text("")
     made = prepare_store("xvlm-official", {"root": [folder], "images": pictures})

@@ -217,6 +217,7 @@ def draft_of(record: Record, pictures: tuple[str, ...]) -> Draft:
         for box in record.proposals_xyxy_px
     ]
     statement = record.statement
+    has_text = record.captions or record.regions or record.absent or record.questions
     return Draft(
         id,
         pictures,
@@ -226,7 +227,7 @@ def draft_of(record: Record, pictures: tuple[str, ...]) -> Draft:
         statement=(statement.text, statement.label) if statement else None,
         same_as=record.same_as,
         meta=record.meta,
-        keep_empty=not said,
+        keep_empty=not has_text and statement is None,
     )
 
 
