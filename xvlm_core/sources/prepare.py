@@ -96,7 +96,9 @@ def prepare_plan(
 
     if values["resize"] is not None and not values["pack"]:
         raise UsageError("--resize writes smaller copies into the shards", try_="--pack --resize N")
-    excluded = load_exclusions(values["exclude"], values["exclude_like"])
+    excluded = load_exclusions(
+        values["exclude"], values["exclude_like"], values["same_photos"]
+    )
     rules = rules_of(source, values)
     store = StoreFolder(output, plan.image_root, overwrite=overwrite)
     try:
@@ -143,9 +145,11 @@ def rules_of(source: Source, values: Mapping[str, Any]) -> Rules:
 def _key(source: Source, plan: Plan, values: Mapping[str, Any]) -> str:
     """The same for the same work: what decides over any byte of the store."""
     from xvlm_core import __version__
+    from xvlm_core.data.exclusion import path_of
 
     options = {name: value for name, value in values.items() if name not in RUNNING}
-    inputs = [*plan.inputs, *(Path(name) for name in (*values["exclude"], *values["exclude_like"]))]
+    lists = (*values["exclude"], *values["exclude_like"], *values["same_photos"])
+    inputs = [*plan.inputs, *map(path_of, lists)]
     states = []
     for path in inputs:
         try:

@@ -54,13 +54,19 @@ COMMON = (
         "exclude",
         str,
         "leave out the pictures of this list: a file of ids or names, a Karpathy split file, or a "
-        "prepared store (STORE or STORE:val,test)",
+        "prepared store; their val and test, or PATH:split,split, or PATH:all",
         multiple=True,
     ),
     Option(
         "exclude_like",
         str,
         "leave out what looks like a picture of this prepared store (made with --phash)",
+        multiple=True,
+    ),
+    Option(
+        "same_photos",
+        str,
+        "COCO annotations or a prepared store that tell other names of the excluded photographs",
         multiple=True,
     ),
     Option(
