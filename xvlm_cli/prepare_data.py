@@ -213,11 +213,19 @@ def _one(
 
 
 def _sample(output: Path, count: int, document: dict[str, Any], lines: list[str]) -> None:
-    from xvlm_cli.data_card import card_of
+    """Examples as a picture and as a page beside the store, and the data card."""
+    from xvlm_cli.data_card import card_lines
+    from xvlm_core.data.card_builder import make_card
+    from xvlm_core.data.sample_files import write_samples
+    from xvlm_core.data.store import Store
 
-    card = card_of(output, count, output.parent / f"{output.name}-samples")
-    document["card"], document["samples"] = card.document, card.samples
-    lines += ["", *card.lines]
+    store = Store.open(output)
+    card = make_card(store)
+    png, html = (output.parent / f"{output.name}-samples.{end}" for end in ("png", "html"))
+    write_samples(store, count, png, html, card)
+    document["card"] = card.to_json()
+    document["samples"] = {"png": png, "html": html}
+    lines += ["", *card_lines(card, ledger=False), "", f"examples: {png}  {html}"]
 
 
 def _refuse_damage(output: Path, manifest: Manifest, allowed: float) -> None:

@@ -16,6 +16,7 @@ from xvlm_core.config.resolve import Resolved, resolve
 from xvlm_core.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     OutputError,
     UsageError,
     XvlmError,
@@ -162,6 +163,8 @@ def _train(
     recipe = resolved.recipe
     if start_from is None and run is None:
         _require_first_weights(resolved, request.verb)
+    if run is None:
+        refuse_leaks(resolved, request.verb, out)
     task = build_task(recipe, start_from=start_from)
     fresh = run is None
     if run is None:
@@ -185,6 +188,45 @@ def _train(
     finally:
         telemetry.close()
     _report(run, result, task.notes, out, request.verb)
+
+
+def refuse_leaks(resolved: Resolved, verb: str, out: Output) -> None:
+    """No picture that a task is evaluated on may be in the training data, unless it is allowed.
+
+    Raises:
+        DataError: some are; with the stores, some examples, and what to type.
+    """
+    from xvlm_core.data.leaks import find_leaks
+    from xvlm_core.data.store import Store
+
+    data = resolved.recipe.data
+    if not data.held_out:
+        return
+    report = find_leaks(data)
+    for note in report.notes():
+        out.note(note)
+    if not report.leaks:
+        return
+    lines = []
+    for leak in report.leaks:
+        store = Store.open(Path(data.root) / leak.training)
+        mine, theirs, name = leak.examples[0]
+        lines.append(
+            f"{leak.training}: {leak.pictures:,} of {leak.held_out}, such as {mine} "
+            f"({name}, there {theirs}); without them: {store.manifest.command} --overwrite "
+            f"--exclude {leak.exclude}"
+        )
+    if data.leaks == "allow":
+        for line in lines:
+            out.warn(f"trained on although held out: {line}")
+        return
+    name = f"--recipe {resolved.name}" if verb == "pretrain" else resolved.name
+    raise DataError(
+        "pictures that tasks are evaluated on are in the training data",
+        details=lines,
+        where="data.held_out",
+        try_=f"prepare without them, as said above; or xvlm {verb} {name} data.leaks=allow",
+    )
 
 
 def _require_first_weights(resolved: Resolved, verb: str) -> None:

@@ -74,6 +74,19 @@ def test_damage_ends_with_exit_code_4_and_a_list_unless_it_is_allowed(
     assert xvlm(*words, "-o", "c", "--allow-damage", "0.1").code == 4
 
 
+def test_samples_are_drawn_beside_the_store(xvlm: Run, lines: Path) -> None:
+    words = ("prepare-data", "jsonl", lines, "--images", ".", "--allow-damage", "1")
+    done = xvlm(*words, "-o", "data/mine", "--sample", "2")
+    assert done.code == 0
+    assert "data/mine-samples.png" in done.out
+    assert Path("data/mine-samples.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/jpeg" in Path("data/mine-samples.html").read_text()
+    document = xvlm(*words, "-o", "data/json", "--sample", "1", "--json").document()["result"]
+    assert document["card"]["records"] == 1
+    assert document["samples"]["png"] == "data/json-samples.png"
+    Store.open(Path("data/mine")).verify()
+
+
 def test_what_changes_no_byte_is_no_part_of_the_command_that_a_store_remembers(
     xvlm: Run, lines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

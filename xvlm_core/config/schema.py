@@ -128,6 +128,14 @@ class DataSection(_Section):
     validation_split: str = Field("val", description="split of the validation stores")
     validation_limit: int | None = Field(None, gt=0, description="at most this many pictures")
     train_split: str = Field("train", description="split that is trained on")
+    held_out: tuple[str, ...] = Field(
+        (),
+        description="stores (NAME, or NAME:val,test) whose validation and test pictures must not "
+        "be trained on; those that are not prepared are named and passed over",
+    )
+    leaks: Literal["refuse", "allow"] = Field(
+        "refuse", description="what to do if one of them is in the training data"
+    )
     careful_flip: bool | None = Field(
         None,
         description="never mirror a picture whose text has the word left or right; null: as true, "

@@ -54,20 +54,17 @@ class Exclusions:
             for band in _bands(looks):
                 self._bands.setdefault(band, []).append(looks)
 
-    def name_of(
-        self, id: str, paths: Iterable[str], same: Sequence[str], identity: str
-    ) -> str | None:
+    def name_of(self, id: str, paths: Iterable[str], same: Sequence[str]) -> str | None:
         """The name by which a picture is excluded, or None.
 
         Args:
             id: of the record.
             paths: of its pictures.
             same: names of the photograph.
-            identity: prefix of the source's own ids.
         """
         if not self.names:
             return None
-        names = [*same, id, f"{identity}:{id}"]
+        names = [*same, id]
         for path in paths:
             names += [path, path.rsplit("/", 1)[-1]]
         return next((name for name in names if name in self.names), None)
@@ -235,7 +232,7 @@ def _names_of_text(text: str, where: str) -> set[str]:
             try_="one a line: 391895, coco:391895 or train2014/a.jpg",
         )
     match = _COCO_NAME.fullmatch(name)
-    coco = {f"coco:{int(match[1])}", str(int(match[1]))} if match else set()
+    coco = {f"coco:{int(match[1])}"} if match else set()
     return {text, name} | coco
 
 

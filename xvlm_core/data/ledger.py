@@ -26,6 +26,8 @@ CHOICES = frozenset(
         "depiction",
         "empty text",
         "excluded",
+        "failed_to_download",
+        "failed_to_resize",
         "group",
         "no text left",
         "text overlap",

@@ -30,7 +30,6 @@ class Settings:
     Attributes:
         work: folder to write into.
         source: its name.
-        identity: prefix of its picture ids.
         image_root: of its pictures; None: all embedded.
         rules: which texts and boxes are dropped.
         excluded: pictures to leave out.
@@ -42,7 +41,6 @@ class Settings:
 
     work: Path
     source: str
-    identity: str
     image_root: Path | None
     rules: Rules
     excluded: Exclusions = NOTHING
@@ -80,7 +78,7 @@ def _drafts(events: Iterable[Event], cleaner: Cleaner, settings: Settings) -> It
     for event in _expanded(events):
         if isinstance(event, Draft):
             paths = [p if isinstance(p, str) else p.name for p in event.pictures]
-            name = settings.excluded.name_of(event.id, paths, event.same_as, settings.identity)
+            name = settings.excluded.name_of(event.id, paths, event.same_as)
             if name is None:
                 yield event
             else:

@@ -46,13 +46,12 @@ class Said:
 
 @runtime_checkable
 class Embedded(Protocol):
-    """A picture that is no file of the image root: in an annotation, or drawn when asked for.
+    """A picture that is no file of the image root: in an annotation, or drawn when asked for."""
 
-    Attributes:
-        name: of the file that it becomes in the store, unique there, e.g. "000000012.jpg".
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the file that it becomes in the store, unique there, e.g. "000000012.jpg"."""
+        ...
 
     def read(self) -> bytes:
         """The encoded picture.

@@ -106,7 +106,6 @@ def prepare_plan(
         settings = Settings(
             work=store.work,
             source=source.name,
-            identity=source.identity,
             image_root=plan.image_root,
             rules=rules,
             excluded=excluded,

@@ -20,7 +20,23 @@ TASKS: dict[str, str] = {
 """Task and what it learns, for ``xvlm ls tasks``."""
 
 MANIFEST = "manifest.json"
-_OWN_READER = ("coco",)
+_READERS = {
+    "coco": "coco",
+    "coco-karpathy": "karpathy",
+    "flickr30k": "karpathy",
+    "vg": "visual-genome",
+    "sbu": "web-pairs",
+    "cc3m": "web-pairs",
+    "cc12m": "web-pairs",
+    "objects365": "objects365",
+    "openimages": "openimages",
+    "refcoco": "refcoco",
+    "refcoco+": "refcoco",
+    "refcocog": "refcoco",
+    "vqa": "vqa",
+    "nlvr2": "nlvr2",
+}
+"""The source that makes a store of this name."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,8 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
 
 
 def _command(name: str, path: Path) -> str:
-    source = f"{name} FOLDER" if name in _OWN_READER else f"jsonl {name}.jsonl --images FOLDER"
+    known = name in _READERS
+    source = f"{_READERS[name]} FOLDER" if known else f"jsonl {name}.jsonl --images FOLDER"
     if name == "world":
         source = "world"
     return f"xvlm prepare-data {source} -o {path}"
