@@ -287,6 +287,10 @@ def test_lines_that_contradict_the_first_of_their_picture_are_dropped(convert: A
     assert done.records[0].captions == ("a", "d")
     assert done.records[0].split == "val"
     assert list(done.lost("line")) == ["mine.jsonl:2", "mine.jsonl:3"]
+    assert done.lost("caption") == {
+        "mine.jsonl:2": "line: size mismatch",
+        "mine.jsonl:3": "line: another split than the picture's first line",
+    }
 
 
 def test_paths_never_leave_the_image_root(convert: Any, pictures: Path) -> None:

@@ -19,7 +19,7 @@ from xvlm_core.sources.tar_index import read_tar
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 KARPATHY = str(SHARED / "coco_karpathy" / "dataset_coco.json")
-FLICKR = str(SHARED / "flickr30k" / "dataset_flickr30k.json")
+FLICKR = str(SHARED / "flickr30k" / "dataset_flickr30k.json") + ":all"
 COCO_2014 = SHARED / "coco_2014_images"
 
 INVALID = ("box not finite", "box has no area", "box outside the picture", "box malformed")

@@ -101,7 +101,7 @@ def test_what_was_taken_for_what_stands_in_the_store(convert: Any, tmp_path: Pat
 def test_columns_can_be_named(convert: Any) -> None:
     done = convert(
         "a,b,c,d,e\nok.jpg,a dog,r1,test,attribute\nok.jpg,b dog,r2,test,\nok.jpg,,r2,test,x\n",
-        image_column="a",
+        image_column="A ",
         text_column="b",
         id_column="c",
         split_column="d",
@@ -112,6 +112,12 @@ def test_columns_can_be_named(convert: Any) -> None:
         ("r2", ("b dog",), "test"),
     ]
     assert done.dropped("caption") == {"empty text": 1}
+
+
+def test_a_name_spelt_exactly_wins(convert: Any) -> None:
+    text = "image,Text,text\nok.jpg,a,b\n"
+    assert convert(text, text_column="text").records[0].captions == ("b",)
+    assert convert(text, text_column="Text").records[0].captions == ("a",)
 
 
 def test_the_kind_is_of_the_row_or_of_the_option(convert: Any) -> None:
@@ -160,11 +166,11 @@ def test_a_quote_that_is_never_closed_costs_its_own_line(convert: Any, end: str)
 
 def test_a_quote_in_a_tsv_is_an_ordinary_character(convert: Any) -> None:
     done = convert(
-        'text\timage\na man\tok.jpg\nno picture\n\tok.jpg\na "quoted\tok.jpg\n'
+        'text\timage\na man\tok.jpg\nno picture\n\tok.jpg\n"a" quoted "man\tok.jpg\n'
         "three\tcolumns\there\na man\thttp://127.0.0.1:1/x.jpg\n",
         "mine.tsv",
     )
-    assert done.records[0].captions == ("a man", 'a "quoted')
+    assert done.records[0].captions == ("a man", '"a" quoted "man')
     assert done.lost("line") == {
         "mine.tsv:3": "wrong number of columns",
         "mine.tsv:6": "wrong number of columns",
