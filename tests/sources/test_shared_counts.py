@@ -287,6 +287,64 @@ def ground_truth(name: str) -> Check:
     return check
 
 
+def visual_genome(name: str, **parts: bool) -> Check:
+    """One of the files of Visual Genome, alone."""
+
+    def check(figures: Figures, run: Run) -> None:
+        options = {"root": SHARED / "visual_genome", **parts}
+        key = "regions" if "regions" in figures else "objects"
+        part = figures.part(key)
+        made = boxes(part, run, "visual-genome", **options)
+        assert made.read("picture") == figures["images"]
+        missing = made.dropped("region", "picture: missing")
+        assert missing == part["read_on_images_missing_on_disk"]
+
+    return check
+
+
+def vqa_people(record: Record) -> int:
+    return sum(
+        round(10 * answer.weight) for question in record.questions for answer in question.answers
+    )
+
+
+def vqa(*names: str, **places: Path) -> Check:
+    """Questions, with the answers of ten people where the second file has them."""
+
+    def check(figures: Figures, run: Run) -> None:
+        files = [SHARED / "vqa" / name for name in names]
+        options: dict[str, Any] = {"annotations": files, "images": COCO_2014, **places}
+        made = run("vqa", **options)
+        assert made.kept("picture") == made.read("picture") == figures["images"]
+        assert made.kept("question") == made.read("question") == figures["questions"]
+        if "answers" in figures:
+            assert sum(map(vqa_people, made.records)) == figures["answers"]
+
+    return check
+
+
+def answer_list(figures: Figures, run: Run) -> None:
+    path = SHARED / "vqa" / "answer_list.json"
+    run("vqa", annotations=[SHARED / "vqa" / "xvlm" / "vqa_train.json"], images=COCO_2014,
+        answer_list=path)  # fmt: skip
+    found = json.loads((run.folder / "store-0" / "answers.json").read_text())
+    assert len(found["answers"]) == figures["answers"]
+
+
+def nlvr2(name: str) -> Check:
+    def check(figures: Figures, run: Run) -> None:
+        made = run("nlvr2", annotations=[SHARED / name], images=SHARED / "nlvr2")
+        assert made.kept("pair") == made.read("pair") == figures["statements"]
+        labels = [record.statement.label for record in made.records if record.statement]
+        if "true" in figures:
+            assert labels.count(True) == figures["true"]
+            pairs = {record.images for record in made.records}
+            assert len(pairs) == figures["image_pairs"]
+            assert len({path for pair in pairs for path in pair}) == figures["images"]
+
+    return check
+
+
 def hostile_lines(name: str) -> Check:
     def check(figures: Figures, run: Run) -> None:
         folder = SHARED / "hostile"

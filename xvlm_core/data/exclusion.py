@@ -265,8 +265,8 @@ def _names_of_store(given: _Given) -> set[str]:
 def _looks_of_store(given: _Given) -> set[int]:
     import numpy as np
 
+    from xvlm_core.data.manifest import LOOKS
     from xvlm_core.data.store import Store
-    from xvlm_core.data.store_writer import LOOKS
 
     if not given.is_store:
         raise UsageError(

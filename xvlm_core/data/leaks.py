@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xvlm_core.data.exclusion import HELD_OUT
-from xvlm_core.data.manifest import MANIFEST
+from xvlm_core.data.manifest import MANIFEST, SAME
 from xvlm_core.data.store import Store
-from xvlm_core.data.store_writer import SAME
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "manifest.json"
 LEDGER = "ledger.jsonl"
+SAME = "same.npy"
+"""Names of photographs, sorted: ``SAME_DTYPE``."""
+LOOKS = "looks.npy"
+"""Perceptual hash of the pictures and the number of the record, two ``uint64`` a row."""
 INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i4"), ("split", "<i4"), ("id", "<u8")])
 """One row a record: byte offset, bytes without the newline, number of its split in the shard's
 ``splits``, and ``name_hash`` of its id."""

@@ -23,7 +23,7 @@ from xvlm_core.sources.registry import RUNNING, checked_options, find_source
 if TYPE_CHECKING:
     from xvlm_core.data.manifest import Manifest
     from xvlm_core.data.shard_writer import ShardDone
-    from xvlm_core.data.store_writer import StoreFolder
+    from xvlm_core.data.store_folder import StoreFolder
 
 _SHARD_RECORDS = 2000
 _PACKED_RECORDS = 1000
@@ -57,7 +57,7 @@ def prepare(
         DataError: the input is missing or damaged, or nothing of it could be kept.
         ToolError: a library that the source or the engine needs is not installed.
     """
-    from xvlm_core.data.store_writer import StoreFolder
+    from xvlm_core.data.store_folder import StoreFolder
 
     source = find_source(source_name)
     values = checked_options(source, options)
@@ -91,7 +91,7 @@ def prepare_plan(
         overwrite: replace a store that is there.
     """
     from xvlm_core.data.exclusion import load_exclusions
-    from xvlm_core.data.store_writer import StoreFolder
+    from xvlm_core.data.store_folder import StoreFolder
     from xvlm_core.sources.convert import Settings
 
     if values["resize"] is not None and not values["pack"]:

@@ -60,6 +60,7 @@ class _ToDraw:
         """
         from xvlm_core.world.grammar import pair_record, world_record
 
+        pictures: tuple[npt.NDArray[np.uint8], ...]
         if self.pair:
             record, pictures = pair_record(self.seed, self.split, self.index, self.size)
         else:
@@ -196,7 +197,7 @@ def stand_in(
     for name in names:
         if Path(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UsageError(f"store {name!r} is outside {root}", where="data of the recipe")
-    from xvlm_core.data.store_writer import StoreFolder
+    from xvlm_core.data.store_folder import StoreFolder
     from xvlm_core.sources.prepare import prepare_plan
     from xvlm_core.sources.registry import checked_options
 
