@@ -313,7 +313,8 @@ def vqa(*names: str, **places: Path) -> Check:
 
     def check(figures: Figures, run: Run) -> None:
         files = [SHARED / "vqa" / name for name in names]
-        options: dict[str, Any] = {"annotations": files, "images": COCO_2014, **places}
+        options: dict[str, Any] = {"annotations": files, "images": COCO_2014} if files else {}
+        options.update(places)
         made = run("vqa", **options)
         assert made.kept("picture") == made.read("picture") == figures["images"]
         assert made.kept("question") == made.read("question") == figures["questions"]
@@ -343,6 +344,72 @@ def nlvr2(name: str) -> Check:
             assert len({path for pair in pairs for path in pair}) == figures["images"]
 
     return check
+
+
+def refer(name: str) -> Check:
+    """The pickle and the boxes of REFER."""
+
+    def check(figures: Figures, run: Run) -> None:
+        options = {"root": SHARED / name, "images": COCO_2014}
+        made = run("refcoco", **options)
+        assert len({record.image for record in made.records}) == figures["images"]
+        assert made.kept("region") == made.read("region") == figures["expressions"]
+        assert made.by_split(lambda record: 1) == figures["expressions_by_split"]
+        refs = {(record.meta["ref_id"], record.split) for record in made.records}
+        assert len(refs) == figures["refs"] == figures["refs_with_valid_box"]
+        splits = [split for _, split in refs]
+        assert {split: splits.count(split) for split in splits} == figures["refs_by_split"]
+        large = run("refcoco", **options, min_box_area=0.01)
+        kept = {record.meta["ref_id"] for record in large.records}
+        assert len(kept) == figures["refs_with_box_of_1_percent_or_more"]
+
+    return check
+
+
+def expressions(dataset: str, name: str) -> Check:
+    """A list of expressions in another layout."""
+
+    def check(figures: Figures, run: Run) -> None:
+        path = SHARED / dataset / name
+        made = run("refcoco", root=SHARED / dataset, annotations=[path], images=COCO_2014)
+        assert made.kept("region") == made.read("region") == figures["expressions"]
+        assert len({record.image for record in made.records}) == figures["images"]
+
+    return check
+
+
+def refcoco_files() -> dict[str, Check]:
+    found: dict[str, Check] = {}
+    for dataset, refs, tests in (
+        ("refcoco", "unc", ("testA", "testB")),
+        ("refcoco+", "unc", ("testA", "testB")),
+        ("refcocog", "umd", ("test",)),
+    ):
+        found[f"{dataset}/refs({refs}).p"] = refer(dataset)
+        names = [f"mdetr/finetune_{dataset}_{split}.json" for split in ("train", "val", *tests)]
+        names += [f"xvlm/{dataset}_{split}.json" for split in ("train", "val", "test")]
+        if dataset == "refcoco+":
+            names.append("xvlm/refcoco+_vlue_test.json")
+        for name in names:
+            found[f"{dataset}/{name}"] = expressions(dataset, name)
+    return found
+
+
+def vqa_files() -> dict[str, Check]:
+    found: dict[str, Check] = {"vqa/answer_list.json": answer_list}
+    vg = {"vg_images": SHARED / "visual_genome"}
+    for split in ("train2014", "val2014", "test2015"):
+        questions = f"v2_OpenEnded_mscoco_{split}_questions.json"
+        answers = f"v2_mscoco_{split}_annotations.json"
+        if split == "test2015":
+            found[f"vqa/{questions}"] = vqa(questions)
+        else:
+            found[f"vqa/{questions}"] = found[f"vqa/{answers}"] = vqa(questions, answers)
+    for split in ("train", "val", "test"):
+        found[f"vqa/xvlm/vqa_{split}.json"] = vqa(f"xvlm/vqa_{split}.json")
+    for name in ("question_answers.json", "xvlm/vg_qa.json"):
+        found[f"vqa/{name}"] = vqa(vg=SHARED / "vqa" / name, **vg)
+    return found
 
 
 def hostile_lines(name: str) -> Check:
@@ -462,6 +529,15 @@ CHECKS: dict[str, Check] = {
     "coco_karpathy/dataset_coco.json": karpathy("coco_karpathy", COCO_2014),
     "flickr30k/dataset_flickr30k.json": karpathy("flickr30k", SHARED / "flickr30k"),
     **web(),
+    **refcoco_files(),
+    **vqa_files(),
+    **{
+        f"nlvr2/{name}.json": nlvr2(f"nlvr2/{name}.json")
+        for name in (
+            *("train", "dev", "test1"),
+            *("xvlm/nlvr_train", "xvlm/nlvr_dev", "xvlm/nlvr_test"),
+        )
+    },
     "objects365/zhiyuan_objv2_train.json": objects365,
     **{
         f"xvlm_official/pretrain/{name}": official_lines(f"xvlm_official/pretrain/{name}")
