@@ -2,143 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
-from tests.conftest import REPOSITORY
-from xvlm_core.data.records import Record
-from xvlm_core.data.store import Store
+from tests.sources.agreed import (
+    COCO_2014,
+    INVALID,
+    KARPATHY,
+    SHARED,
+    Check,
+    Figures,
+    Run,
+    agreed,
+    boxes,
+)
+from tests.sources.agreed_tasks import nlvr2_files, refcoco_files, vqa_files
 from xvlm_core.errors import DataError
-from xvlm_core.sources.prepare import prepare
 from xvlm_core.sources.tar_index import read_tar
-
-SHARED = REPOSITORY.parent / "shared" / "data"
-KARPATHY = str(SHARED / "coco_karpathy" / "dataset_coco.json")
-FLICKR = str(SHARED / "flickr30k" / "dataset_flickr30k.json") + ":all"
-COCO_2014 = SHARED / "coco_2014_images"
-
-INVALID = ("box not finite", "box has no area", "box outside the picture", "box malformed")
-
-
-def agreed() -> dict[str, Any]:
-    path = SHARED / "expected_counts.json"
-    return json.loads(path.read_text())["files"] if path.is_file() else {}
-
-
-class Made:
-    """A prepared store: what was counted, and its records."""
-
-    def __init__(self, store: Store) -> None:
-        self.counts = store.manifest.counts
-        self.records: list[Record] = [store[i] for i in range(len(store))]
-
-    def read(self, item: str) -> int:
-        return int(self.counts.get(item, {"read": 0})["read"])
-
-    def kept(self, item: str) -> int:
-        return int(self.counts.get(item, {"kept": 0})["kept"])
-
-    def dropped(self, item: str, *reasons: str) -> int:
-        found = self.counts.get(item, {"dropped": {}})["dropped"]
-        return sum(int(found.get(reason, 0)) for reason in reasons)
-
-    def by_split(self, count: Callable[[Record], int]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for record in self.records:
-            found[record.split] = found.get(record.split, 0) + count(record)
-        return found
-
-
-class Figures:
-    """The agreed figures of one file: each must be asked for."""
-
-    def __init__(self, figures: Mapping[str, Any]) -> None:
-        self._figures, self._asked = figures, set[str]()
-        self._parts: list[tuple[str, Figures]] = []
-
-    def __getitem__(self, name: str) -> Any:
-        self._asked.add(name)
-        return self._figures[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._figures
-
-    def part(self, name: str) -> Figures:
-        self._parts.append((name, Figures(self[name])))
-        return self._parts[-1][1]
-
-    def not_asked(self) -> list[str]:
-        inner = [f"{name}.{key}" for name, part in self._parts for key in part.not_asked()]
-        return sorted(set(self._figures) - self._asked) + inner
-
-
-class Run:
-    """Prepares sources into a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.made = folder, 0
-
-    def __call__(self, source: str, **options: Any) -> Made:
-        store = self.folder / f"store-{self.made}"
-        self.made += 1
-        prepare(source, store, {**options, "workers": 1}, command="xvlm prepare-data ...")
-        return Made(Store.open(store))
-
-    def pictures(self, names: list[str]) -> Path:
-        """A folder with made pictures of these names."""
-        folder = self.folder / "pictures"
-        folder.mkdir(exist_ok=True)
-        for name in names:
-            Image.new("RGB", (16, 9)).save(folder / name)
-        return folder
-
-
-Check = Callable[[Figures, Run], None]
-
-
-def boxes(figures: Figures, run: Run, source: str, **options: Any) -> Made:
-    """The figures of cleaning boxes, as every data set of boxes has them."""
-    made = run(source, **options)
-    missing = made.dropped("region", "picture: missing")
-    small = "box_below_1_percent"
-    assert made.read("region") == figures["read"]
-    assert made.dropped("region", "box too small") == figures[small]
-    assert made.dropped("region", *INVALID) == figures["invalid_box"]
-    assert made.dropped("region", "empty text") == figures["empty_text"]
-    if "text_overlap_above_75_percent" in figures:
-        overlap = made.dropped("region", "text overlap")
-        assert overlap == figures["text_overlap_above_75_percent"]
-    assert made.kept("region") + missing == figures["kept"]
-    with_box = sum(bool(record.regions) for record in made.records)
-    if "images_with_a_kept_box" in figures:
-        assert with_box + made.dropped("picture", "missing") == figures["images_with_a_kept_box"]
-    for key, reading in (
-        ("kept_if_box_check_is_int", {"invalid_boxes": "int"}),
-        ("kept_if_box_check_is_half_px", {"invalid_boxes": "half-px"}),
-        ("kept_if_overlap_is_measured_against_the_shorter_text", {"text_overlap": "shorter"}),
-    ):
-        if key in figures:
-            other = run(source, **options, **reading)
-            assert other.kept("region") + missing == figures[key], key
-    if "crowd_boxes_among_read" in figures:
-        other = run(source, **options, crowd=False)
-        assert other.dropped("region", "crowd") == figures["crowd_boxes_among_read"]
-        assert other.kept("region") + missing == figures["kept_without_crowd_boxes"]
-    if "kept_after_removing_karpathy_val_and_test_images" in figures:
-        other = run(source, **options, exclude=[KARPATHY])
-        expected = figures["kept_after_removing_karpathy_val_and_test_images"]
-        missing = other.dropped("region", "picture: missing")
-        assert other.kept("region") + missing == expected
-    if "kept_after_also_removing_flickr30k_photos" in figures:
-        other = run(source, **options, exclude=[KARPATHY, FLICKR])
-        expected = figures["kept_after_also_removing_flickr30k_photos"]
-        assert other.kept("region") == expected
-    return made
 
 
 def coco_boxes(name: str, images: Path) -> Check:
@@ -302,116 +183,6 @@ def visual_genome(name: str, **parts: bool) -> Check:
     return check
 
 
-def vqa_people(record: Record) -> int:
-    return sum(
-        round(10 * answer.weight) for question in record.questions for answer in question.answers
-    )
-
-
-def vqa(*names: str, **places: Path) -> Check:
-    """Questions, with the answers of ten people where the second file has them."""
-
-    def check(figures: Figures, run: Run) -> None:
-        files = [SHARED / "vqa" / name for name in names]
-        options: dict[str, Any] = {"annotations": files, "images": COCO_2014} if files else {}
-        options.update(places)
-        made = run("vqa", **options)
-        assert made.kept("picture") == made.read("picture") == figures["images"]
-        assert made.kept("question") == made.read("question") == figures["questions"]
-        if "answers" in figures:
-            assert sum(map(vqa_people, made.records)) == figures["answers"]
-
-    return check
-
-
-def answer_list(figures: Figures, run: Run) -> None:
-    path = SHARED / "vqa" / "answer_list.json"
-    run("vqa", annotations=[SHARED / "vqa" / "xvlm" / "vqa_train.json"], images=COCO_2014,
-        answer_list=path)  # fmt: skip
-    found = json.loads((run.folder / "store-0" / "answers.json").read_text())
-    assert len(found["answers"]) == figures["answers"]
-
-
-def nlvr2(name: str) -> Check:
-    def check(figures: Figures, run: Run) -> None:
-        made = run("nlvr2", annotations=[SHARED / name], images=SHARED / "nlvr2")
-        assert made.kept("pair") == made.read("pair") == figures["statements"]
-        labels = [record.statement.label for record in made.records if record.statement]
-        if "true" in figures:
-            assert labels.count(True) == figures["true"]
-            pairs = {record.images for record in made.records}
-            assert len(pairs) == figures["image_pairs"]
-            assert len({path for pair in pairs for path in pair}) == figures["images"]
-
-    return check
-
-
-def refer(name: str) -> Check:
-    """The pickle and the boxes of REFER."""
-
-    def check(figures: Figures, run: Run) -> None:
-        options = {"root": SHARED / name, "images": COCO_2014}
-        made = run("refcoco", **options)
-        assert len({record.image for record in made.records}) == figures["images"]
-        assert made.kept("region") == made.read("region") == figures["expressions"]
-        assert made.by_split(lambda record: 1) == figures["expressions_by_split"]
-        refs = {(record.meta["ref_id"], record.split) for record in made.records}
-        assert len(refs) == figures["refs"] == figures["refs_with_valid_box"]
-        splits = [split for _, split in refs]
-        assert {split: splits.count(split) for split in splits} == figures["refs_by_split"]
-        large = run("refcoco", **options, min_box_area=0.01)
-        kept = {record.meta["ref_id"] for record in large.records}
-        assert len(kept) == figures["refs_with_box_of_1_percent_or_more"]
-
-    return check
-
-
-def expressions(dataset: str, name: str) -> Check:
-    """A list of expressions in another layout."""
-
-    def check(figures: Figures, run: Run) -> None:
-        path = SHARED / dataset / name
-        made = run("refcoco", root=SHARED / dataset, annotations=[path], images=COCO_2014)
-        assert made.kept("region") == made.read("region") == figures["expressions"]
-        assert len({record.image for record in made.records}) == figures["images"]
-
-    return check
-
-
-def refcoco_files() -> dict[str, Check]:
-    found: dict[str, Check] = {}
-    for dataset, refs, tests in (
-        ("refcoco", "unc", ("testA", "testB")),
-        ("refcoco+", "unc", ("testA", "testB")),
-        ("refcocog", "umd", ("test",)),
-    ):
-        found[f"{dataset}/refs({refs}).p"] = refer(dataset)
-        names = [f"mdetr/finetune_{dataset}_{split}.json" for split in ("train", "val", *tests)]
-        names += [f"xvlm/{dataset}_{split}.json" for split in ("train", "val", "test")]
-        if dataset == "refcoco+":
-            names.append("xvlm/refcoco+_vlue_test.json")
-        for name in names:
-            found[f"{dataset}/{name}"] = expressions(dataset, name)
-    return found
-
-
-def vqa_files() -> dict[str, Check]:
-    found: dict[str, Check] = {"vqa/answer_list.json": answer_list}
-    vg = {"vg_images": SHARED / "visual_genome"}
-    for split in ("train2014", "val2014", "test2015"):
-        questions = f"v2_OpenEnded_mscoco_{split}_questions.json"
-        answers = f"v2_mscoco_{split}_annotations.json"
-        if split == "test2015":
-            found[f"vqa/{questions}"] = vqa(questions)
-        else:
-            found[f"vqa/{questions}"] = found[f"vqa/{answers}"] = vqa(questions, answers)
-    for split in ("train", "val", "test"):
-        found[f"vqa/xvlm/vqa_{split}.json"] = vqa(f"xvlm/vqa_{split}.json")
-    for name in ("question_answers.json", "xvlm/vg_qa.json"):
-        found[f"vqa/{name}"] = vqa(vg=SHARED / "vqa" / name, **vg)
-    return found
-
-
 def hostile_lines(name: str) -> Check:
     def check(figures: Figures, run: Run) -> None:
         folder = SHARED / "hostile"
@@ -531,13 +302,7 @@ CHECKS: dict[str, Check] = {
     **web(),
     **refcoco_files(),
     **vqa_files(),
-    **{
-        f"nlvr2/{name}.json": nlvr2(f"nlvr2/{name}.json")
-        for name in (
-            *("train", "dev", "test1"),
-            *("xvlm/nlvr_train", "xvlm/nlvr_dev", "xvlm/nlvr_test"),
-        )
-    },
+    **nlvr2_files(),
     "objects365/zhiyuan_objv2_train.json": objects365,
     **{
         f"xvlm_official/pretrain/{name}": official_lines(f"xvlm_official/pretrain/{name}")
