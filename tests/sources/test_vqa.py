@@ -340,8 +340,10 @@ def test_answers_of_visual_genome_are_not_in_the_answer_list(
 
 
 def test_folders_may_be_links(root: Path, genome: Path, prepare_store: Prepare) -> None:
-    other = root.parent / "elsewhere"
+    real, other = root.parent / "real", root.parent / "elsewhere"
+    real.mkdir()
     other.mkdir()
+    root, genome = root.rename(real / "vqa"), genome.rename(real / "genome")
     (other / "coco").symlink_to(root)
     (other / "vg").symlink_to(genome)
     options = {

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from xvlm_core.data.text import EmptyTextError, pre_caption, sanitize
@@ -77,6 +78,7 @@ def normalise_answer(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@lru_cache(maxsize=1 << 16)
 def is_wordless(text: str) -> bool:
     """Whether nothing is left of it that a model could read or say ("?", "...")."""
     try:

@@ -58,7 +58,6 @@ from xvlm_core.sources.vqa_rows import (
 )
 
 _PICTURES_OF = {"test-dev2015": "test2015"}
-_SPLITS = {"test-dev2015": "test-dev"}
 _LIST_SPLIT = re.compile(r"(?:^|[_.-])(train|val|test-dev|test)$")
 
 
@@ -172,7 +171,7 @@ class _Vqa:
 
     def events(self, records: _Records) -> Iterator[Event]:
         """What it says."""
-        split = _SPLITS.get(self.name, self.name.rstrip("0123456789"))
+        split = self.name.rstrip("0123456789")
         hidden = is_hidden(self.name)
         for found in read_questions(self.files.questions, self.files.annotations, hidden=hidden):
             if isinstance(found, Lost):

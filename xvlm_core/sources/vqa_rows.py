@@ -61,7 +61,9 @@ class Row:
         answers: object = self.answers
         problem, repairs, texts = self.problem, list[Repaired](), self.texts
         if texts:
-            counts = Counter(sanitize(text) for text in texts)
+            counts: Counter[str] = Counter()
+            for text, n in Counter(texts).items():
+                counts[sanitize(text)] += n
             wordless = [text for text in counts if is_wordless(text)]
             share = self.weight / len(texts)
             for text in wordless:
