@@ -134,14 +134,14 @@ def test_whatever_is_not_plain_is_refused(tmp_path: Path, data: bytes, problem: 
 
 def test_a_registered_extension_is_not_looked_up(inside: Path) -> None:
     data = b"\x80\x02\x82\xf0U\x0cecho > PWNED\x85R."
-    copyreg.add_extension("os", "system", 0xF0)  # type: ignore[no-untyped-call]
+    copyreg.add_extension("os", "system", 0xF0)
     try:
         with pytest.raises(DataError, match="extension registry"):
             read_plain_pickle(write(inside, data))
         assert not (inside / "PWNED").exists()
         pickle.loads(data)  # the danger is real
     finally:
-        copyreg.remove_extension("os", "system", 0xF0)  # type: ignore[no-untyped-call]
+        copyreg.remove_extension("os", "system", 0xF0)
     assert (inside / "PWNED").exists()
 
 
