@@ -11,6 +11,7 @@ from PIL import Image
 from tests.sources.conftest import Prepare, Prepared
 from xvlm_core.data.records import Region
 from xvlm_core.errors import DataError
+from xvlm_core.sources.registry import checked_options, find_source
 
 
 @pytest.fixture
@@ -207,6 +208,17 @@ def test_what_is_no_folder_of_pictures_is_refused(
         f"xvlm prepare-data table {folder}/sub/metadata.csv --images {folder}/sub"
     )
     shutil.rmtree(folder / "sub")
+
+
+def test_all_files_that_say_something_are_inputs(folder: Path, tmp_path: Path) -> None:
+    """So that a run that stopped is not continued with other texts."""
+    put(folder, "sub/a.jpg", txt="a dog", json="{}")
+    (folder / "metadata.jsonl").write_text("")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    source = find_source("image-folder")
+    options = checked_options(source, {"root": folder, "classes": tmp_path / "classes.txt"})
+    names = {path.name for path in source.plan(options).inputs}
+    assert names == {"mine", "metadata.jsonl", "a.txt", "a.json", "classes.txt"}
 
 
 def test_several_processes_make_the_same_store(folder: Path, convert: Any) -> None:

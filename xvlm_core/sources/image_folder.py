@@ -215,7 +215,9 @@ def plan(options: dict[str, Any]) -> Plan:
     if not found.pictures:
         raise DataError(f"no picture in {root}", try_="xvlm prepare-data image-folder FOLDER")
     lines, listed = _listed(root, found.lists)
-    inputs = (root, *(root / name for name in found.lists))
+    inputs = [root, *(root / name for name in (*found.lists, *found.beside))]
+    if options["classes"] is not None:
+        inputs.append(options["classes"])
 
     def events() -> Iterator[Event]:
         yield from found.lost
@@ -225,20 +227,28 @@ def plan(options: dict[str, Any]) -> Plan:
         for path, said in listed.items():  # named by a list, but not there
             yield Draft(id=path, pictures=(path,), said=tuple(said), split=reading.split)
 
-    return Plan(events(), image_root=root, inputs=inputs, total=len(found.pictures))
+    return Plan(events(), image_root=root, inputs=tuple(inputs), total=len(found.pictures))
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Paths from the root, sorted; hidden ones are not looked at."""
+    """Paths from the root, sorted; hidden ones are not looked at.
+
+    Attributes:
+        pictures: by their suffix.
+        lists: ``metadata.jsonl`` of any folder.
+        beside: files that may lie beside a picture.
+        lost: links that leave the root.
+    """
 
     pictures: list[str]
     lists: list[str]
+    beside: list[str]
     lost: list[Lost]
 
 
 def _walk(root: Path) -> _Found:
-    found = _Found([], [], [])
+    found = _Found([], [], [], [])
     for folder, folders, files in os.walk(root, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         start = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
@@ -261,6 +271,8 @@ def _walk(root: Path) -> _Found:
                 )
             elif Path(name).suffix.lower() in _SUFFIXES:
                 found.pictures.append(start + name)
+            elif Path(name).suffix in (".txt", ".json"):
+                found.beside.append(start + name)
     return found
 
 
