@@ -158,6 +158,15 @@ def test_json_lines_name_their_pictures(
     assert done.dropped("proposal") == {"picture: missing": 2}
 
 
+def test_jsonl_files_may_begin_with_any_key(
+    tmp_path: Path, root: Path, prepare_store: Prepare
+) -> None:
+    picture = f"train2014/{name_of(9)}"
+    path = write(tmp_path / "a.jsonl", {"by": "me", "image": picture, "boxes": [[1, 2, 3, 4]]})
+    done = prepare_store("proposals", {"annotations": [path], "images": root})
+    assert done.records[0].proposals_xyxy_px == ((1, 2, 3, 4),)
+
+
 def test_other_box_formats(tmp_path: Path, root: Path, prepare_store: Prepare) -> None:
     picture = f"train2014/{name_of(9)}"
     path = write(tmp_path / "a.jsonl", {"image": picture, "boxes": [[0.5, 0.5, 0.5, 1]]})
