@@ -100,7 +100,7 @@ def test_files_can_be_named_instead_of_the_root(root: Path, prepare_store: Prepa
 def test_excluded_pictures_are_counted_with_all_their_texts(
     root: Path, tmp_path: Path, prepare_store: Prepare
 ) -> None:
-    (tmp_path / "ids.txt").write_text("COCO_val2014_000000000011.jpg\n\n21\n99\n")
+    (tmp_path / "ids.txt").write_text("11.jpg\n\n21\n99\n")
     done = prepare_store("coco", {"root": root, "exclude": str(tmp_path / "ids.txt")})
     assert [r.id for r in done.records] == ["12"]
     assert done.dropped("picture") == {"excluded": 2, "no text left": 1}

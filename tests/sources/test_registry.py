@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-import importlib
-import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from xvlm_core.errors import OutputError, UsageError
-from xvlm_core.sources.registry import SOURCES, checked_options, find_source, prepare
+from xvlm_core.sources.base import Plan, Source
+from xvlm_core.sources.drafts import Draft, Event
+from xvlm_core.sources.prepare import prepare_plan, rules_of
+from xvlm_core.sources.registry import COMMON, SOURCES, checked_options, find_source, options_of
 
 
 def test_an_unknown_source_names_the_near_one() -> None:
@@ -17,16 +21,33 @@ def test_an_unknown_source_names_the_near_one() -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_source_has_its_two_functions_and_defaults_that_hold(name: str) -> None:
+def test_every_source_has_a_plan_and_defaults_that_hold(name: str) -> None:
     source = SOURCES[name]
-    module = importlib.import_module(source.module)
-    assert list(inspect.signature(module.image_root).parameters) == ["options"]
-    assert list(inspect.signature(module.convert).parameters) == ["writer", "options", "progress"]
+    assert source.name == name
+    assert callable(source.plan)
+    own, common = ({option.name for option in part} for part in (source.options, COMMON))
+    assert not own & common, "an option means the same in every source"
     required = {o.name: "x" for o in source.options if o.required}
     defaults = checked_options(source, required)
-    assert set(defaults) == {option.name for option in source.options}
+    assert set(defaults) == own | common
     given = {k: v for k, v in defaults.items() if v is not None}
     assert checked_options(source, given) == defaults
+
+
+def test_the_rules_of_a_source_hold_where_nothing_else_is_said() -> None:
+    coco = SOURCES["coco"]
+    assert rules_of(coco, checked_options(coco, {})) == coco.rules
+    rules = rules_of(coco, checked_options(coco, {"min_box_area": 0, "invalid_boxes": "clip"}))
+    assert (rules.min_box_area, rules.invalid_boxes, rules.max_text_overlap) == (0, "clip", 0.75)
+    helps = {option.name: option.help for option in options_of(coco)}
+    assert "(default: 0.01)" in helps["min_box_area"]
+
+
+def test_listing_the_sources_loads_nothing_heavy() -> None:
+    code = "import sys, xvlm_core.sources.registry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "PIL", "pyarrow", "ray", "pydantic", "scipy"}
+    assert not heavy & set(done.stdout.split())
 
 
 def test_options_are_typed() -> None:
@@ -71,7 +92,15 @@ def test_all_problems_are_reported_together() -> None:
 def test_a_full_folder_is_refused_before_the_source_is_read(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "mine.txt").write_text("mine")
-    (tmp_path / "a.jsonl").write_text("{broken")
-    options = {"annotations": [tmp_path / "a.jsonl"], "images": tmp_path}
+    read = []
+
+    def events() -> Iterator[Event]:
+        read.append(1)
+        yield Draft("1", ("a.jpg",))
+
+    source = Source("own", "made up", (), lambda options: Plan(events(), tmp_path, ()))
+    plan = source.plan({})
+    values = checked_options(source, {})
     with pytest.raises(OutputError, match="is not empty"):
-        prepare("jsonl", tmp_path / "store", options, command="x")
+        prepare_plan(source, plan, tmp_path / "store", values, command="x")
+    assert read == []
