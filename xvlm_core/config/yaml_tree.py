@@ -89,7 +89,7 @@ def _load(text: str, where: str) -> tuple[Any, Mapping[str, int]]:
                 where=where,
                 try_="keep one of the two lines",
             )
-        return loader.construct_document(node), walk.lines
+        return _construct(loader, node), walk.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark and "\n" in text.strip() else ""
@@ -105,6 +105,14 @@ def _load(text: str, where: str) -> tuple[Any, Mapping[str, int]]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _construct(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (LookupError, AttributeError, TypeError, OverflowError) as error:
+        # PyYAML on a tag that its text does not fit: !!bool foo, !!int "", !!timestamp x
+        raise ValueError("a value does not fit its tag (!!...)") from error
 
 
 def load_mapping(text: str, where: str) -> YamlTree:
@@ -134,28 +142,39 @@ def load_value(text: str, where: str) -> Any:
 
 def check_values(tree: Mapping[Any, Any], where: str) -> None:
     """Refuse keys that are not text and numbers that are not finite."""
-    problems = [
+    problems = [f"{key!r}: a key must be text, quote it" for key in _odd_keys(tree)]
+    problems = problems or [
         f"{key}: {problem}" for key, value in leaves(tree) if (problem := _value_problem(value))
     ]
-    problems += [f"{key!r}: a key must be text, quote it" for key in _odd_keys(tree)]
     if problems:
         raise ConfigError("values that no recipe can hold", details=problems, where=where)
 
 
 def _value_problem(value: object) -> str | None:
-    items = value if isinstance(value, list) else [value]
-    for item in items:
-        if isinstance(item, float) and not math.isfinite(item):
-            return f"{item} is not a finite number"
-        if not isinstance(item, str | int | float | bool | list | dict | None):
-            return f"{item!r} is read as {type(item).__name__}; quote it if text is meant"
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return next((problem for item in items if (problem := _value_problem(item))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a finite number"
+    if not isinstance(value, str | int | float | bool | None):
+        return f"{value!r} is read as {type(value).__name__}; quote it if text is meant"
+    if isinstance(value, str) and not _is_unicode(value):
+        return f"{value!r} is no Unicode text"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a pair of escapes: "\ud83d"
+        return False
+    return True
 
 
 def _odd_keys(value: object) -> Iterator[object]:
     if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
+            if not isinstance(key, str) or not _is_unicode(key):
                 yield key
             yield from _odd_keys(item)
     elif isinstance(value, list):
