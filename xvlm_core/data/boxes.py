@@ -140,10 +140,12 @@ def crop_with_boxes(
     assert box_problem(keep_box_xyxy_px, width, height) is None, keep_box_xyxy_px
     box = np.asarray(keep_box_xyxy_px, dtype=np.float64)
     x1, y1, x2, y2 = (float(v) for v in (_cut_to_integers(box) if compat_official else box))
-    left = int(rng.integers(max(math.floor(x1), 0), endpoint=True))
-    top = int(rng.integers(max(math.floor(y1), 0), endpoint=True))
-    right = int(rng.integers(min(math.ceil(x2), width), width, endpoint=True))
-    bottom = int(rng.integers(min(math.ceil(y2), height), height, endpoint=True))
+    # At least a pixel stays even of a box that rounding put wholly outside.
+    column, row = (min(max(math.floor(v), 0), side - 1) for v, side in ((x1, width), (y1, height)))
+    left = int(rng.integers(column, endpoint=True))
+    top = int(rng.integers(row, endpoint=True))
+    right = int(rng.integers(max(min(math.ceil(x2), width), column + 1), width, endpoint=True))
+    bottom = int(rng.integers(max(min(math.ceil(y2), height), row + 1), height, endpoint=True))
     return Crop(left, top, right, bottom)
 
 
