@@ -284,6 +284,8 @@ def checked_box(
     if reason is not None:
         return reason, None
     x1, y1, x2, y2 = (round(float(v), 4) for v in box_xyxy_px)  # type: ignore[attr-defined]
+    if x1 == x2 or y1 == y2:  # rounding took it
+        return "box has no area", None
     return None, (x1, y1, x2, y2)
 
 
