@@ -133,7 +133,11 @@ def describe(resolved: Resolved) -> list[Row]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included: a run folder keeps it, ``resolve`` reads it."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = recipe.model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if any(end in text for end in "\x85\u2028\u2029"):  # PyYAML would read plain line ends
+        text = yaml.safe_dump(values, sort_keys=False)
+    return text
 
 
 def _environment(environ: Mapping[str, str]) -> list[tuple[str, str]]:

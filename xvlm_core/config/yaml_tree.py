@@ -159,7 +159,7 @@ def _value_problem(value: object) -> str | None:
     if not isinstance(value, str | int | float | bool | None):
         return f"{value!r} is read as {type(value).__name__}; quote it if text is meant"
     if isinstance(value, str) and not _is_unicode(value):
-        return f"{value!r} is no Unicode text"
+        return f"{value!r} is no Unicode text, write the characters themselves"
     return None
 
 
