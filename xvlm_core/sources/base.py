@@ -113,8 +113,6 @@ class Source:
         plan: typed options in, plan out; raises ``UsageError`` or ``DataError``. Files are opened
             when ``events`` is iterated or before, and damage of a whole file is a ``DataError``.
         rules: which of the cleaning rules are on if nothing is said.
-        identity: prefix of the picture ids of this source ("coco": see ``Draft.same_as``), so that
-            a bare id in an exclusion list is understood.
     """
 
     name: str
@@ -122,4 +120,3 @@ class Source:
     options: tuple[Option, ...]
     plan: Callable[[dict[str, Any]], Plan]
     rules: Rules = field(default_factory=Rules)
-    identity: str = ""

@@ -301,5 +301,4 @@ SOURCE = Source(
         Option("split", str, "split of all records (default: from the identifier)"),
     ),
     plan,
-    identity="nlvr2",
 )

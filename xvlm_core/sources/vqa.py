@@ -269,5 +269,4 @@ SOURCE = Source(
         Option("answer_min_count", int, "leave out what fewer people answered", 1, minimum=1),
     ),
     plan,
-    identity="coco",
 )
