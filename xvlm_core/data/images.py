@@ -37,6 +37,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:file|data|http|https|ftp):")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PLAIN = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Names that need no closer look: nothing but letters, digits, and slashes and dots between."""
 
 
 class PictureError(ValueError):
@@ -136,6 +138,50 @@ def read_range(path: Path, offset: int, length: int) -> bytes:
         return file.read(length)
 
 
+class ImageRoot:
+    """Finds the pictures of an image root; nothing that it finds is outside.
+
+    Links are followed before they are judged. The real place of a folder is remembered, so keep an
+    ``ImageRoot`` only as long as folders stay where they are; files are looked at every time.
+
+    Args:
+        root: may itself be a link.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real_root: Path | None = None
+        self._folders: dict[str, Path] = {}
+
+    def find(self, relative: str) -> Path:
+        """As ``resolve_inside``."""
+        if not isinstance(relative, str) or not _PLAIN.fullmatch(relative):
+            _check_name(relative)
+            return self._resolved(relative, relative)
+        folder, _, name = relative.rpartition("/")
+        real_folder = self._folders.get(folder)
+        if real_folder is None:
+            real_folder = self._resolved(folder, relative)
+            self._folders[folder] = real_folder
+        path = real_folder / name
+        try:
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        except OSError:  # missing, or of an impossible name: for the reader to say
+            return path
+        return self._resolved(relative, relative) if is_link else path
+
+    def _resolved(self, place: str, named: str) -> Path:
+        try:
+            if self._real_root is None:
+                self._real_root = self._root.resolve()
+            real = (self._real_root / place).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise PictureError("not a file name", repr(named)) from error
+        if not real.is_relative_to(self._real_root):
+            raise PictureError("outside the image root", repr(named))
+        return real
+
+
 def resolve_inside(root: Path, relative: str) -> Path:
     """The real path of a picture that a record names, proven to lie inside the image root.
 
@@ -148,6 +194,10 @@ def resolve_inside(root: Path, relative: str) -> Path:
     Raises:
         PictureError: the name leaves the root (``..``, links), is absolute, a URL, or no file name.
     """
+    return ImageRoot(root).find(relative)
+
+
+def _check_name(relative: object) -> None:
     if not isinstance(relative, str) or not relative.strip() or _CONTROL.search(relative):
         raise PictureError("not a file name", repr(relative))
     if _URL.match(relative):
@@ -159,14 +209,6 @@ def resolve_inside(root: Path, relative: str) -> Path:
         raise PictureError("outside the image root", repr(relative))
     if "\\" in relative or parts[-1] in ("", "."):
         raise PictureError("not a file name", repr(relative))
-    try:
-        real_root = root.resolve()
-        real = (real_root / relative).resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise PictureError("not a file name", repr(relative)) from error
-    if not real.is_relative_to(real_root):
-        raise PictureError("outside the image root", repr(relative))
-    return real
 
 
 def _name(source: Path | bytes) -> str:

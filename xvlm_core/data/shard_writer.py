@@ -93,6 +93,7 @@ class ShardWriter:
     def __init__(self, folder: Path, number: int, *, packed: bool = False) -> None:
         self.folder, self.number, self.packed = folder, number, packed
         self.name = f"shard-{number:05d}.tar" if packed else f"records-{number:05d}.jsonl"
+        self._bytes = 0
         self._splits: dict[str, int] = {}
         self._rows: dict[str, array[int]] = {
             key: array(code)
@@ -175,8 +176,8 @@ class ShardWriter:
     def _write_line(self, line: bytes, key: str) -> int:
         if self._tar is not None:
             return self._add_member(f"{key}.json", line)
-        offset = self._file.tell()
-        self._file.write(line + b"\n")
+        offset = self._bytes
+        self._bytes += self._file.write(line + b"\n")
         return offset
 
     def _count(self, record: Record) -> None:

@@ -12,6 +12,7 @@ import unicodedata
 _PUNCTUATION = ",.'!?\"()*#:;~"
 _CLEANING = str.maketrans(dict.fromkeys(_PUNCTUATION) | {"-": " ", "/": " "})
 _SPACES = re.compile(r"\s{2,}")
+_WORD = re.compile(r"[0-9A-Za-z]")
 
 _SIDE_WORD = re.compile(r"\b(?:left|right)(?:most|ward|wards|hand|s)?\b")
 """The word left or right, and the words made of it that name a side ("leftmost")."""
@@ -45,6 +46,17 @@ def pre_caption(text: str, max_words: int) -> str:
     return cleaned
 
 
+def says_something(text: str) -> bool:
+    """Whether anything is left of a text after the cleaning of ``pre_caption``."""
+    if _WORD.search(text):  # never removed
+        return True
+    try:
+        pre_caption(text, 1)
+    except EmptyTextError:
+        return False
+    return True
+
+
 def pre_question(text: str, max_words: int) -> str:
     """Clean a question (``pre_question`` of the official code); may be empty.
 
@@ -73,7 +85,10 @@ def sanitize(text: str) -> str:
     Lone surrogates become U+FFFD (the text can be written as UTF-8); control, bidirectional and
     zero-width characters are removed; any run of white space becomes one space.
     """
-    if not (text.isascii() and text.isprintable()):
+    if text.isascii() and text.isprintable():
+        if "  " not in text and not text.startswith(" ") and not text.endswith(" "):
+            return text
+    else:
         text = text.translate({ord(c): _sane(c) for c in set(text)})
     return " ".join(text.split())
 

@@ -26,7 +26,7 @@ from xvlm_core.data.records import (
     RegionKind,
     Statement,
 )
-from xvlm_core.data.text import EmptyTextError, pre_caption, sanitize
+from xvlm_core.data.text import pre_caption, sanitize, says_something
 from xvlm_core.sources.base import Rules
 from xvlm_core.sources.drafts import Draft, Said, corners
 from xvlm_core.sources.pictures import Picture, turn_box
@@ -222,11 +222,7 @@ class Cleaner:
         if not isinstance(value, str):
             return None
         text = sanitize(value)
-        try:
-            pre_caption(text, 1)
-        except EmptyTextError:
-            return None
-        return text
+        return text if says_something(text) else None
 
     def _text(self, item: Item, where: str, value: object) -> str | None:
         text = self.clean_text(value)
@@ -325,6 +321,11 @@ def box_reason(
         "box malformed", "box not finite", "box has no area", "box outside the picture",
         "box too small", or None.
     """
+    if type(box_xyxy_px) is list and len(box_xyxy_px) == 4:  # most are this, and sound
+        x1, y1, x2, y2 = box_xyxy_px
+        numbers = type(x1) is float and type(y1) is float and type(x2) is float
+        if numbers and type(y2) is float and 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
+            return _size_reason(x1, y1, x2, y2, min_box_area * width * height)
     if not isinstance(box_xyxy_px, Sequence) or isinstance(box_xyxy_px, str):
         return "box malformed"
     try:
@@ -336,7 +337,9 @@ def box_reason(
     x1, y1, x2, y2 = box_xyxy_px
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:  # box_problem has some tolerance
         return "box outside the picture"
+    return _size_reason(x1, y1, x2, y2, min_box_area * width * height)
+
+
+def _size_reason(x1: float, y1: float, x2: float, y2: float, least_area: float) -> str | None:
     # A box of exactly the smallest area stays, whatever x + w - x came to.
-    if (x2 - x1) * (y2 - y1) < min_box_area * width * height * (1 - 1e-9):
-        return "box too small"
-    return None
+    return "box too small" if (x2 - x1) * (y2 - y1) < least_area * (1 - 1e-9) else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,20 +13,24 @@ from typing import IO
 
 from xvlm_core.data.images import (
     MAX_PIXELS,
+    ImageRoot,
     PictureError,
     byte_range,
     open_encoded,
     parse_header,
     read_picture,
     read_range,
-    resolve_inside,
 )
+from xvlm_core.data.jpeg_header import ENOUGH, plain_jpeg_size
 from xvlm_core.data.records import Box
 from xvlm_core.sources.drafts import Embedded
 
 _SIDEWAYS = (5, 6, 7, 8)
 _THREADS = 16
 _CHUNK = 256
+_PROBED = 8
+_SLOW = 0.5e-3
+"""Seconds of waiting for a picture above which several are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,31 @@ def check_picture(
     Raises:
         PictureError: with a short reason, those of ``data.images`` or "size mismatch".
     """
-    source, name = _locate(root, job.picture, keep)
+    place = None if root is None else ImageRoot(root)
+    return _checked(place, job, decode=decode, keep=keep)
+
+
+def _checked(root: ImageRoot | None, job: PictureJob, *, decode: bool, keep: bool) -> Picture:
+    source, name = _locate(root, job.picture)
+    data = source if isinstance(source, bytes) else None
     with open_encoded(source) as file:
-        image, orientation = parse_header(file, name, MAX_PIXELS)
-        stored, kind = image.size, str(image.format)
-        whole = _ends_whole(file)
+        try:
+            start = file.read(ENOUGH)
+            size = plain_jpeg_size(start)
+            if size is not None and size[0] * size[1] <= MAX_PIXELS:
+                stored, kind, orientation = size, "JPEG", 1
+            else:
+                file.seek(0)
+                image, orientation = parse_header(file, name, MAX_PIXELS)
+                stored, kind = image.size, str(image.format)
+            whole = _ends_whole(file, start)
+            if keep and data is None:
+                file.seek(0)
+                data = file.read()
+        except OSError as error:
+            raise PictureError("unreadable", name) from error
     if decode or not whole:
-        read_picture(source)
+        read_picture(source if data is None else data)
     shown = (stored[1], stored[0]) if orientation in _SIDEWAYS else stored
     turn: int | None = 1
     if job.stated is not None and job.stated not in (stored, shown):
@@ -99,11 +122,10 @@ def check_picture(
             turn = None
         elif job.stated == stored:
             turn = orientation
-    data = source if isinstance(source, bytes) else None
     return Picture(name, shown[0], shown[1], turn, kind, data)
 
 
-def _locate(root: Path | None, picture: str | Embedded, keep: bool) -> tuple[Path | bytes, str]:
+def _locate(root: ImageRoot | None, picture: str | Embedded) -> tuple[Path | bytes, str]:
     """A file or bytes, and what the picture is called."""
     if not isinstance(picture, str):
         return picture.read(), picture.name
@@ -114,38 +136,44 @@ def _locate(root: Path | None, picture: str | Embedded, keep: bool) -> tuple[Pat
         raise PictureError("not a file name", repr(picture)) from error
     span = byte_range(picture)
     if span is not None:
-        path = resolve_inside(root, span.file)
+        path = root.find(span.file)
         return read_range(path, span.offset, span.length), picture
-    path = resolve_inside(root, picture)
-    if not keep:
-        return path, picture
-    with open_encoded(path) as file:
-        parse_header(file, picture, MAX_PIXELS)  # what is no picture may be of any size
-        file.seek(0)
-        return file.read(), picture
+    return root.find(picture), picture
 
 
 def check_pictures(
     root: Path | None, jobs: Iterable[PictureJob], *, decode: bool = False, keep: bool = False
 ) -> Iterator[Picture | PictureError]:
-    """``check_picture`` of many, in order, some at a time: most of it is waiting for the disk."""
+    """``check_picture`` of many, in order; several at a time where that is waiting for a disk."""
+    place = None if root is None else ImageRoot(root)
 
     def check(job: PictureJob) -> Picture | PictureError:
         try:
-            return check_picture(root, job, decode=decode, keep=keep)
+            return _checked(place, job, decode=decode, keep=keep)
         except PictureError as error:
             return error
 
     remaining = iter(jobs)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:  # starts no thread before it has something to do
         while chunk := list(islice(remaining, _CHUNK)):
-            yield from pool.map(check, chunk)
+            probed = [_timed(check, job) for job in chunk[:_PROBED]]
+            yield from (found for found, _ in probed)
+            waited = sorted(seconds for _, seconds in probed)[len(probed) // 2]
+            apply = pool.map if waited > _SLOW else map
+            yield from apply(check, chunk[_PROBED:])
 
 
-def _ends_whole(file: IO[bytes]) -> bool:
+def _timed(
+    check: Callable[[PictureJob], Picture | PictureError], job: PictureJob
+) -> tuple[Picture | PictureError, float]:
+    """What comes of a job, and for how many seconds it waited."""
+    begun, worked = time.perf_counter(), time.thread_time()
+    found = check(job)
+    return found, time.perf_counter() - begun - (time.thread_time() - worked)
+
+
+def _ends_whole(file: IO[bytes], start: bytes) -> bool:
     """Whether a file of a format with an end mark ends with it (or close to it)."""
-    file.seek(0)
-    start = file.read(12)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 64))
     end = file.read()
