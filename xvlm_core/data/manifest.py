@@ -71,6 +71,7 @@ class Manifest(BaseModel):
         shards: the files of records.
         checksums: sha256 of every other file of the store but the pictures.
         fingerprint: sha256 over the records: equal data, equal fingerprint.
+        checksum: sha256 of all that the manifest says besides (``sealed``).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -89,6 +90,13 @@ class Manifest(BaseModel):
     shards: tuple[Shard, ...]
     checksums: dict[str, str]
     fingerprint: str
+    checksum: str = ""
+
+    def sealed(self) -> Manifest:
+        """The same with its checksum."""
+        plain = self.model_copy(update={"checksum": ""})
+        checksum = hashlib.sha256(plain.model_dump_json().encode()).hexdigest()
+        return plain.model_copy(update={"checksum": checksum})
 
 
 def sha256_file(path: Path) -> str:

@@ -152,14 +152,17 @@ def _texts(value: object, reason: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _box(value: object) -> Box:
-    if (
-        not isinstance(value, list)
-        or len(value) != 4
-        or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-    ):
+    if not isinstance(value, list) or len(value) != 4 or not all(_is_number(v) for v in value):
         raise RecordError("malformed box", value)
-    x1, y1, x2, y2 = (float(v) for v in value)
+    try:
+        x1, y1, x2, y2 = (float(v) for v in value)
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise RecordError("box not finite", str(value)[:40]) from error
     if not all(math.isfinite(v) for v in (x1, y1, x2, y2)):
         raise RecordError("box not finite", value)
     return x1, y1, x2, y2
@@ -179,7 +182,11 @@ def _question(value: object) -> Question:
         raise RecordError("malformed question", value)
     answers = value.get("answers", [])
     if not isinstance(answers, list) or not all(
-        isinstance(a, dict) and isinstance(a.get("answer"), str) for a in answers
+        isinstance(a, dict)
+        and isinstance(a.get("answer"), str)
+        and _is_number(a.get("weight", 1.0))
+        and 0 <= a.get("weight", 1.0) <= 1
+        for a in answers
     ):
         raise RecordError("malformed answers", answers)
     return Question(
@@ -205,14 +212,18 @@ def record_from_json(value: object) -> Record:
         images = _texts(value.get("images"), "missing image")
     if not images or not all(isinstance(path, str) and path for path in images):
         raise RecordError("missing image", images)
-    width, height = value.get("width"), value.get("height")
-    if not isinstance(width, int) or not isinstance(height, int) or width < 1 or height < 1:
+    width: Any = value.get("width")
+    height: Any = value.get("height")
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in (width, height)):
         raise RecordError("malformed size", [width, height])
     statement = value.get("statement")
     if statement is not None:
         if not isinstance(statement, dict) or not isinstance(statement.get("text"), str):
             raise RecordError("malformed statement", statement)
-        statement = Statement(statement["text"], statement.get("label"))
+        label = statement.get("label")
+        if label is not None and not isinstance(label, bool):
+            raise RecordError("malformed statement", statement)
+        statement = Statement(statement["text"], label)
     regions, questions = value.get("regions", []), value.get("questions", [])
     if not isinstance(regions, list):
         raise RecordError("malformed region", regions)

@@ -104,4 +104,4 @@ def manifest_of(shards: list[ShardDone], **about: Any) -> Manifest:
         shards=kept,
         fingerprint=hashlib.sha256("".join(s.sha256 for s in kept).encode()).hexdigest(),
         **about,
-    )
+    ).sealed()

@@ -40,6 +40,7 @@ class StoreFolder:
     Raises:
         OutputError: at once, if the folder is not empty (with ``overwrite``: not a store, or it
             holds the pictures to be read); later, if the disk is full or read-only.
+        DataError: the image root has a name that cannot be written down.
     """
 
     def __init__(self, folder: Path, image_root: Path | None, *, overwrite: bool = False) -> None:
@@ -51,7 +52,19 @@ class StoreFolder:
         self.work = self.folder.parent / f".{self.folder.name}.partial"
         self.done: dict[int, ShardDone] = {}
         self._lock: IO[str] | None = None
+        self._refuse_name()
         self._refuse(overwrite)
+
+    def _refuse_name(self) -> None:
+        if self.image_root.is_relative_to(self.folder):  # the manifest has the rest of it alone
+            return
+        try:
+            str(self.image_root).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the path of the folder {str(self.image_root)!r} is not UTF-8",
+                try_="another name of the folder, or a link to it",
+            ) from error
 
     def _refuse(self, overwrite: bool) -> None:
         try:
@@ -176,6 +189,7 @@ class StoreFolder:
         Raises:
             DataError: records have the same id (naming them).
         """
+        command = command.encode("utf-8", "backslashreplace").decode()  # paths can be any bytes
         shards = [self.done[number] for number in sorted(self.done)]
         assert [done.number for done in shards] == list(range(len(shards)))
         try:
