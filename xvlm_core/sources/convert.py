@@ -92,9 +92,12 @@ def _drafts(events: Iterable[Event], cleaner: Cleaner, settings: Settings) -> It
             ledger.repair(event.item, event.id, event.reason, event.seen)
 
 
+_FOUND = (Draft, Lost, Kept, Repaired)
+
+
 def _expanded(events: Iterable[Event]) -> Iterator[Draft | Lost | Kept | Repaired]:
     for event in events:
-        if isinstance(event, Draft | Lost | Kept | Repaired):
+        if isinstance(event, _FOUND):
             yield event
         else:
             yield from event.expand()

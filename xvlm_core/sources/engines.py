@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from xvlm_core.errors import DataError, MissingToolError
@@ -22,13 +24,17 @@ if TYPE_CHECKING:
 Job = tuple[int, list[Event]]
 """Number and events of a shard."""
 
+_RARELY = (50_000, 20, 100)
+"""Thresholds of the garbage collector."""
+
 
 def here(settings: Settings, jobs: Iterable[Job]) -> Iterator[ShardDone]:
     """One after the other, in this process."""
     from xvlm_core.sources.convert import write_shard
 
-    for number, events in jobs:
-        yield write_shard(settings, number, events)
+    with _rare_collections():
+        for number, events in jobs:
+            yield write_shard(settings, number, events)
 
 
 def in_processes(settings: Settings, jobs: Iterable[Job], workers: int) -> Iterator[ShardDone]:
@@ -48,14 +54,15 @@ def in_processes(settings: Settings, jobs: Iterable[Job], workers: int) -> Itera
     )
     try:
         running: set[Future[ShardDone]] = set()
-        for number, events in jobs:
-            running.add(pool.submit(_work, number, events))
-            while len(running) > workers:
+        with _rare_collections():
+            for number, events in jobs:
+                running.add(pool.submit(_work, number, events))
+                while len(running) > workers:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
     except BrokenProcessPool as error:
         raise DataError(
             "a worker process was killed, perhaps for want of memory",
@@ -68,6 +75,17 @@ def in_processes(settings: Settings, jobs: Iterable[Job], workers: int) -> Itera
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Millions of small objects are made, and hardly a cycle: looking for some takes a sixth."""
+    before = gc.get_threshold()
+    gc.set_threshold(*_RARELY)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 _settings: Settings | None = None
@@ -84,6 +102,8 @@ def _start_worker(parent: int, settings: Settings) -> None:
     """In a worker: Ctrl-C and SIGTERM are the parent's to answer; a killed parent ends it."""
     global _settings
     _settings = settings
+    gc.freeze()  # what the parent holds is none of this process's garbage
+    gc.set_threshold(*_RARELY)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
