@@ -183,5 +183,4 @@ SOURCE = Source(
     ),
     plan,
     PAPER,
-    "coco",
 )

@@ -158,5 +158,4 @@ SOURCE = Source(
     ),
     plan,
     PAPER,
-    "objects365",
 )
