@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-_PHOTO = re.compile(r"(\d{4,})_[0-9a-f]+(?:_\w)?(?:\.\w+)?$")
+_PHOTO = re.compile(r"([0-9]{4,20})_[0-9a-f]+(?:_\w)?(?:\.\w+)?$")
+_NUMBER = re.compile(r"[0-9]{1,20}")
 _FLICKR = ("flickr.com", "staticflickr.com")
 
 
@@ -44,13 +45,26 @@ def same_as(
     for prefix, id in (("coco", coco), ("flickr", flickr), ("vg", vg)):
         if isinstance(id, bool) or id is None:
             continue
-        number = str(id).strip()
-        if number.isascii() and number.isdigit():
+        try:
+            number = str(id).strip()
+        except ValueError:  # an integer of thousands of digits
+            continue
+        if _NUMBER.fullmatch(number):
             names.append(f"{prefix}:{int(number)}")
     if isinstance(url, str) and url.strip():
         photo = flickr_photo(url)
         if photo is not None:
             names.append(f"flickr:{int(photo)}")
         place = re.sub(r"^[a-z]+://", "", url.strip(), flags=re.IGNORECASE)
-        names.append("url:" + place.split("?", 1)[0].split("#", 1)[0])
+        place = place.split("?", 1)[0].split("#", 1)[0]
+        if place and _is_unicode(place):
+            names.append(f"url:{place}")
     return tuple(dict.fromkeys(names))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate: such a name cannot be stored
+        return False
+    return True

@@ -235,8 +235,8 @@ class _Text:
             except ValueError as error:
                 raise self.problem(str(error)) from error
             else:
-                # a number may go on in the next piece
-                if end < len(self.text) or self.ended:
+                # a number may go on in the next piece, after "1", "1." or "1e+"
+                if end + 2 < len(self.text) or self.ended:
                     self.at = end
                     return value
             self.more()
@@ -265,8 +265,9 @@ class _Array:
         self.decoder = text.decoder(without)
         # White space, digits and whatever else, but balanced: [1, 2] or [[1, 2], [3, 4]].
         flat = r'\[[^\[\]{}"]*\]'
+        # A key, not the end of one: no quote that is escaped.
         names = "|".join(re.escape(name) for name in sorted(without))
-        numbers = rf'"({names})"\s*:\s*\[(?:[^\[\]{{}}"]*|(?:\s*{flat}\s*,?)*\s*)\]'
+        numbers = rf'(?<!\\)"({names})"\s*:\s*\[(?:[^\[\]{{}}"]*|(?:\s*{flat}\s*,?)*\s*)\]'
         self.numbers = re.compile(numbers) if without else None
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -280,8 +281,18 @@ class _Array:
                 text.at += 1
                 text.peek()
             first = False
-            yield self.run() or [text.value(self.decoder)]
+            yield self.run() or [self.alone()]
         text.at += 1
+
+    def alone(self) -> Any:
+        """The next member, parsed by itself."""
+        text = self.text
+        value = text.value(self.decoder)
+        if isinstance(value, int | float):  # of "1.5" that was cut off "1" and "1." are left
+            char = text.peek()
+            if char not in (",", "]"):
+                raise text.problem("a comma or ] is missing" if char else "it ends in the middle")
+        return value
 
     def run(self) -> list[Any]:
         """Members up to the last cut in the window; none if there is no good cut."""
