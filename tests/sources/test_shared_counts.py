@@ -19,6 +19,7 @@ from tests.sources.agreed import (
 )
 from tests.sources.agreed_tasks import nlvr2_files, refcoco_files, vqa_files
 from xvlm_core.errors import DataError
+from xvlm_core.sources.strict_json import iter_array
 from xvlm_core.sources.tar_index import read_tar
 
 
@@ -168,19 +169,44 @@ def ground_truth(name: str) -> Check:
     return check
 
 
-def visual_genome(name: str, **parts: bool) -> Check:
-    """One of the files of Visual Genome, alone."""
+def visual_genome(figures: Figures, run: Run) -> None:
+    """Regions or objects, alone."""
+    part = "regions" if "regions" in figures else "objects"
+    options = {"root": SHARED / "visual_genome", "parts": part, "attributes": False}
+    made = boxes(figures.part(part), run, "visual-genome", **options)
+    assert made.read("picture") == figures["images"]
 
-    def check(figures: Figures, run: Run) -> None:
-        options = {"root": SHARED / "visual_genome", **parts}
-        key = "regions" if "regions" in figures else "objects"
-        part = figures.part(key)
-        made = boxes(part, run, "visual-genome", **options)
-        assert made.read("picture") == figures["images"]
-        missing = made.dropped("region", "picture: missing")
-        assert missing == part["read_on_images_missing_on_disk"]
 
-    return check
+def vg_attributes(figures: Figures, run: Run) -> None:
+    made = run("visual-genome", root=SHARED / "visual_genome", parts="attributes")
+    assert made.read("picture") == figures["images"]
+    assert made.read("region") == figures["attributes"]
+    entries = iter_array(SHARED / "visual_genome" / "attributes.json")
+    objects = [found for entry in entries for found in entry["attributes"]]
+    assert len(objects) == figures["objects"]
+    drafts = run.drafts("visual-genome", root=SHARED / "visual_genome", parts="attributes")
+    with_attributes = {said.where for draft in drafts for said in draft.said}
+    assert len(with_attributes) == figures["objects_with_attributes"]
+
+
+def vg_relationships(figures: Figures, run: Run) -> None:
+    made = run("visual-genome", root=SHARED / "visual_genome", parts="relationships")
+    assert made.read("picture") == figures["images"]
+    assert made.read("region") == figures["relationships"]
+
+
+def vg_pictures(figures: Figures, run: Run) -> None:
+    options = {"root": SHARED / "visual_genome", "parts": "regions"}
+    made = run("visual-genome", **options)
+    missing = made.dropped("picture", "missing")
+    assert made.read("picture") == figures["images"]
+    assert made.read("picture") - missing == figures["images_on_disk"]
+    left = run("visual-genome", **options, exclude=[KARPATHY])
+    excluded = left.dropped("picture", "excluded")
+    assert excluded == figures["coco_id_in_karpathy_val_or_test"]
+    ids = [name for r in made.records for name in r.same_as if name.startswith("coco:")]
+    assert len(set(ids)) == figures["distinct_coco_ids"]
+    assert len(ids) == figures["with_coco_id"]
 
 
 def hostile_lines(name: str) -> Check:
@@ -299,6 +325,11 @@ CHECKS: dict[str, Check] = {
     },
     "coco_karpathy/dataset_coco.json": karpathy("coco_karpathy", COCO_2014),
     "flickr30k/dataset_flickr30k.json": karpathy("flickr30k", SHARED / "flickr30k"),
+    "visual_genome/region_descriptions.json": visual_genome,
+    "visual_genome/objects.json": visual_genome,
+    "visual_genome/attributes.json": vg_attributes,
+    "visual_genome/relationships.json": vg_relationships,
+    "visual_genome/image_data.json": vg_pictures,
     **web(),
     **refcoco_files(),
     **vqa_files(),
