@@ -185,7 +185,7 @@ def vg_attributes(figures: Figures, run: Run) -> None:
     objects = [found for entry in entries for found in entry["attributes"]]
     assert len(objects) == figures["objects"]
     drafts = run.drafts("visual-genome", root=SHARED / "visual_genome", parts="attributes")
-    with_attributes = {said.where for draft in drafts for said in draft.said}
+    with_attributes = {said.where.split(".")[0] for draft in drafts for said in draft.said}
     assert len(with_attributes) == figures["objects_with_attributes"]
 
 
