@@ -186,6 +186,17 @@ def test_a_text_is_parsed_as_json_does_or_has_a_reason(data: st.DataObject, valu
             parse(wrong)
 
 
+@cases(40)
+@given(st.one_of(st.integers(95, 105), st.integers(1, 5000)), st.booleans())
+def test_what_is_nested_too_deep_is_refused_wherever_it_is_parsed(depth: int, lists: bool) -> None:
+    text = "[" * depth + "]" * depth if lists else '{"a":' * depth + "1" + "}" * depth
+    if depth <= 100:
+        assert same(parse(text), json.loads(text))
+    else:
+        with pytest.raises(JsonProblem, match="nested too deep"):
+            parse(text)
+
+
 # ------------------------------------------------------------------------------ names
 
 anything = st.one_of(json_values, st.binary(max_size=4), st.just("1" * 6000), st.just(10**6000))
@@ -324,7 +335,7 @@ questions = st.one_of(
     st.fixed_dictionaries(
         {"question": phrases},
         optional={
-            "id": json_values,
+            "id": texts | json_values,
             "answers": st.lists(phrases | st.fixed_dictionaries({"answer": phrases}), max_size=2)
             | json_values,
         },
@@ -364,6 +375,9 @@ junk = st.one_of(
     st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")),
     st.sampled_from([b"", b"\t", b"{", b"null", b"[1]", b'{"a": 1, "a": 2}', b"\xff\xfe", b"NaN"]),
     st.just(b"[" * 3000),
+    st.integers(90, 1100).map(
+        lambda n: b'{"image": "ok.jpg", "captions": [], "meta": {"a": %s}}' % (b"[" * n + b"]" * n)
+    ),
 )
 lines = st.lists(
     st.one_of(

@@ -187,11 +187,17 @@ def line_of(value: dict[str, Any], form: Form, where: str) -> Line:
         meta=value["meta"] if whole and isinstance(value.get("meta"), dict) else {},
     )
     names = [line.id, line.split, line.source, line.same_as, line.meta]
-    try:
-        json.dumps(names, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise LineProblem("not Unicode", line.id) from error
+    if not _is_unicode(json.dumps(names, ensure_ascii=False)):
+        raise LineProblem("not Unicode", line.id)
     return line
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which cannot be stored
+        return False
+    return True
 
 
 _NOTHING = object()
@@ -341,7 +347,9 @@ def _member(item: Item, member: Any, form: Form, where: str) -> Said:
         return Said(item, member, where, problem=f"malformed {item}")
     if item == "question":
         answers, id = _answers(member.get("answers", [])), str(member.get("id", ""))
-        return Said(item, member.get("question"), where, answers=answers, id=id)
+        problem = None if _is_unicode(id) else "malformed id"
+        text = member.get("question")
+        return Said(item, text, where, answers=answers, id=id, problem=problem)
     text, kind = member.get("text"), member.get("kind")
     if "box_xyxy_px" in member:  # whatever the form says
         pixels = replace(form, box_format="xyxy", fraction=False)

@@ -35,7 +35,10 @@ def parse(text: str, *, without: frozenset[str] = frozenset()) -> Any:
         JsonProblem: "not JSON", "nested too deep" or "repeated key".
     """
     try:
-        return json.loads(text, object_pairs_hook=_strict_pairs(without))
+        value = json.loads(text, object_pairs_hook=_strict_pairs(without))
+        if len(text) < _PIECE and text.count("[") + text.count("{") > _DEEPEST and _deep(value):
+            raise JsonProblem("nested too deep")
+        return value
     except json.JSONDecodeError as error:
         raise JsonProblem(
             "not JSON", f"{error.msg} (line {error.lineno}, column {error.colno})"
@@ -46,6 +49,16 @@ def parse(text: str, *, without: frozenset[str] = frozenset()) -> Any:
         raise
     except ValueError as error:  # an integer of thousands of digits
         raise JsonProblem("not JSON", str(error)) from error
+
+
+def _deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _strict_pairs(without: frozenset[str]) -> Any:
@@ -61,6 +74,9 @@ def _strict_pairs(without: frozenset[str]) -> Any:
     return pairs
 
 
+_DEEPEST = 100
+"""Levels of what may become part of a record. Python itself stops near 1000, sooner or later by
+where it is called from: what can be read in one place could not be written or read in another."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BETWEEN = re.compile(r"\}[ \t\n\r]*,[ \t\n\r]*\Z")
 _FIRST_KEY = re.compile(r'\{[ \t\n\r]*"[^"\\]*"')
