@@ -9,12 +9,13 @@ and in another in the columns that remain (`_coordinates`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Picture = NDArray[np.uint8]
 Coefficients = tuple[float, float, float, float, float, float]
@@ -29,6 +30,7 @@ FILL = 128
 
 _VECTOR = 16
 _MARGIN = 2
+_ROWS = 32
 
 
 def identity(image: Picture) -> Picture:
@@ -38,38 +40,46 @@ def identity(image: Picture) -> Picture:
 
 def auto_contrast(image: Picture) -> Picture:
     """Stretch each channel to 0..255 (a channel of one value stays)."""
-    out = np.empty_like(image)
-    for channel in range(3):
-        values = image[..., channel]
-        low, high = int(values.min()), int(values.max())
+    tables = []
+    for counts in _histograms(image):
+        used = np.flatnonzero(counts)
+        low, high = int(used[0]), int(used[-1])
         if high <= low:
-            out[..., channel] = values
+            tables.append(np.arange(256, dtype=np.uint8))
             continue
         scale = 255 / (high - low)
-        table = (np.arange(256) * scale - low * scale).clip(0, 255).astype(np.uint8)
-        out[..., channel] = table[values]
-    return out
+        tables.append((np.arange(256) * scale - low * scale).clip(0, 255).astype(np.uint8))
+    return _looked_up(image, tables)
 
 
 def equalize(image: Picture) -> Picture:
     """Equalise the histogram of each channel (as ``PIL.ImageOps.equalize``)."""
-    out = np.empty_like(image)
-    for channel in range(3):
-        values = image[..., channel]
-        counts = np.bincount(values.reshape(-1), minlength=256)
+    tables = []
+    for counts in _histograms(image):
         step = int(counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
         if step == 0:
-            out[..., channel] = values
+            tables.append(np.arange(256, dtype=np.uint8))
             continue
         below = np.concatenate(([step // 2], counts[:-1])).cumsum()
-        out[..., channel] = (below // step).clip(0, 255).astype(np.uint8)[values]
-    return out
+        tables.append((below // step).clip(0, 255).astype(np.uint8))
+    return _looked_up(image, tables)
+
+
+def _histograms(image: Picture) -> NDArray[np.int64]:
+    """How often each value comes, (3, 256)."""
+    return np.array(Image.fromarray(image).histogram()).reshape(3, 256)
+
+
+def _looked_up(image: Picture, tables: Sequence[Picture]) -> Picture:
+    """Every value replaced by what the table (256,) of its channel has for it."""
+    return np.array(Image.fromarray(image).point(np.concatenate(tables).tolist()))
 
 
 def brightness(image: Picture, factor: float) -> Picture:
     """Multiply by ``factor``, cut off at 255."""
     table = (np.arange(256, dtype=np.float32) * np.float32(factor)).clip(0, 255)
-    return table.astype(np.uint8)[image]
+    values = bytearray(image.tobytes().translate(table.astype(np.uint8).tobytes()))
+    return np.frombuffer(values, np.uint8).reshape(image.shape)
 
 
 def sharpness(image: Picture, factor: float) -> Picture:
@@ -225,28 +235,28 @@ def _warp(image: Picture, forward: Coefficients, fill: int) -> Picture:
     framed = np.full((height + 2 * _MARGIN, stride, 3), fill, dtype=np.uint8)
     framed[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = image
     pixels = framed.reshape(-1, 3)
-    upper = _between(pixels, source.index, 1, source.across)
-    if source.down is None:
-        return _to_uint8(upper)
-    lower = _between(pixels[stride:], source.index, 1, source.across)
-    lower = (lower.astype(np.float32) - upper.astype(np.float32)).astype(np.float64)
-    lower *= source.down
-    lower += upper
-    return _to_uint8(lower)
+    out = np.empty_like(image, order="C")
+    for top in range(0, height, _ROWS):  # what is computed in between stays in the cache
+        rows = slice(top, top + _ROWS)
+        index = source.index[rows]
+        across = None if source.across is None else source.across[rows]
+        values = _between(pixels, index, 1, across)
+        if source.down is not None:
+            lower = _between(pixels[stride:], index, 1, across)
+            mixed = (lower - values) * source.down[rows]
+            mixed += values
+            values = mixed.astype(np.float32)
+        out[rows] = np.rint(values, out=values)
+    return out
 
 
 def _between(
     pixels: Picture, index: NDArray[np.int64], step: int, share: NDArray[np.float64] | None
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """``a + share * (b - a)`` of neighbours ``step`` apart, rounded to float32, (H, W, 3)."""
-    first = pixels.take(index, axis=0).astype(np.float64)
+    first = pixels.take(index, axis=0).astype(np.float32)
     if share is None:
         return first
-    mixed = pixels[step:].take(index, axis=0) - first
-    mixed *= share
+    mixed = (pixels[step:].take(index, axis=0) - first) * share
     mixed += first
-    return mixed.astype(np.float32).astype(np.float64)
-
-
-def _to_uint8(values: NDArray[np.float64]) -> Picture:
-    return np.rint(values.astype(np.float32)).astype(np.uint8)
+    return mixed.astype(np.float32)
