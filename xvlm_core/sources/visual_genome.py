@@ -3,8 +3,8 @@
 ``image_data.json`` lists the pictures; four more files, of up to 0.8 GB, each list what is said of
 every picture. They are walked in step, in the order of ``image_data.json``, and what they say of a
 picture is packed at once, to be unpacked where it is checked. Where a file has another order, or
-lacks a picture, what it says of others waits packed: at worst all of it, about a tenth of the size
-of the file.
+lacks a picture, what it says of others waits packed: at worst all of it, in about a quarter of the
+size of the file (9.2 of 34.4 MB, for 250,000 regions of random words).
 
 What becomes of it: a region is a text of kind "region"; an object is its name, of kind "object"
 (of several names, which are synonyms, the first that says anything); every attribute of an object
