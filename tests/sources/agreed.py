@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
-from xvlm_core.sources.drafts import Draft, Lazy
+from xvlm_core.sources.drafts import Draft, Event, Lazy
 from xvlm_core.sources.prepare import prepare
 from xvlm_core.sources.registry import checked_options, find_source
 
@@ -88,11 +88,15 @@ class Run:
         prepare(source, store, {**options, "workers": 1}, command="xvlm prepare-data ...")
         return Made(Store.open(store))
 
-    def drafts(self, name: str, **options: Any) -> list[Draft]:
+    def events(self, name: str, **options: Any) -> Iterator[Event]:
         """What a source says, before anything is checked."""
         source = find_source(name)
         values = checked_options(source, options)
-        events = source.plan({o.name: values[o.name] for o in source.options}).events
+        return source.plan({o.name: values[o.name] for o in source.options}).events
+
+    def drafts(self, name: str, **options: Any) -> list[Draft]:
+        """The pictures of a source, before anything is checked."""
+        events = self.events(name, **options)
         expanded = (event.expand() if isinstance(event, Lazy) else [event] for event in events)
         return [event for found in expanded for event in found if isinstance(event, Draft)]
 

@@ -19,6 +19,7 @@ from tests.sources.agreed import (
 )
 from tests.sources.agreed_tasks import nlvr2_files, refcoco_files, vqa_files
 from xvlm_core.errors import DataError
+from xvlm_core.sources.openimages_rows import Tabled
 from xvlm_core.sources.strict_json import iter_array
 from xvlm_core.sources.tar_index import read_tar
 
@@ -209,6 +210,45 @@ def vg_pictures(figures: Figures, run: Run) -> None:
     assert len(ids) == figures["with_coco_id"]
 
 
+def openimages(name: str) -> Check:
+    """Boxes, or relations and attributes."""
+
+    def check(figures: Figures, run: Run) -> None:
+        options = {
+            "root": SHARED / "openimages",
+            "annotations": [SHARED / "openimages" / name],
+        }
+        part = "objects" if "objects" in figures else "regions"
+        made = boxes(figures.part(part), run, "openimages", **options)
+        assert made.read("picture") == figures["images"]
+        if "relations" in figures:
+            drafts = run.drafts("openimages", **options)
+            kinds = [said.kind for draft in drafts for said in draft.said]
+            assert len(kinds) == figures["relations"]
+            assert kinds.count("attribute") == figures["attribute_rows"]
+
+    return check
+
+
+def openimages_classes(figures: Figures, run: Run) -> None:
+    options = {"root": SHARED / "openimages", "parts": "boxes"}
+    first = next(iter(run.events("openimages", **options)))
+    assert isinstance(first, Tabled)
+    assert len(first.meaning.names) == figures["classes"]
+
+
+def openimages_files() -> dict[str, Check]:
+    names = (
+        "train-annotations-bbox.csv",
+        "oidv6-train-annotations-bbox.csv",
+        "oidv6-train-annotations-vrd.csv",
+        "challenge-2019-train-vrd.csv",
+    )
+    found = {f"openimages/{name}": openimages(name) for name in names}
+    found["openimages/class-descriptions-boxable.csv"] = openimages_classes
+    return found
+
+
 def hostile_lines(name: str) -> Check:
     def check(figures: Figures, run: Run) -> None:
         folder = SHARED / "hostile"
@@ -330,6 +370,7 @@ CHECKS: dict[str, Check] = {
     "visual_genome/attributes.json": vg_attributes,
     "visual_genome/relationships.json": vg_relationships,
     "visual_genome/image_data.json": vg_pictures,
+    **openimages_files(),
     **web(),
     **refcoco_files(),
     **vqa_files(),
