@@ -155,7 +155,11 @@ class SampleMaker:
         image = read_picture(path)
         if self.settings.augment:
             picture = augment.pretrain_picture(
-                image, rng, self.settings.image_size, allow_flip=self._may_flip([caption])
+                image,
+                rng,
+                self.settings.image_size,
+                allow_flip=self._may_flip([caption]),
+                exact=self.settings.compat_official,
             )
         else:
             picture = augment.test_picture(image, self.settings.image_size)
@@ -222,7 +226,14 @@ class SampleMaker:
         texts = [regions[i].text for i in picked] + [caption or ""] + list(absent)
         flip = bool(rng.random() < 0.5) and settings.augment and self._may_flip(texts)
         if settings.augment:
-            picture = augment.region_picture(image, rng, settings.image_size, crop=crop, flip=flip)
+            picture = augment.region_picture(
+                image,
+                rng,
+                settings.image_size,
+                crop=crop,
+                flip=flip,
+                exact=settings.compat_official,
+            )
         else:
             picture = augment.test_picture(image, settings.image_size)
         carried = self._carry(boxes, crop, flip=flip)
