@@ -258,5 +258,4 @@ SOURCE = Source(
     ),
     plan,
     Rules(invalid_boxes="clip"),
-    "coco",
 )

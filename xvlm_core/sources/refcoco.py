@@ -391,5 +391,4 @@ SOURCE = Source(
     plan,
     # Boxes may pass the edge by a rounding; to drop them would change what is evaluated.
     Rules(invalid_boxes="half-px"),
-    "coco",
 )

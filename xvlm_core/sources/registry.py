@@ -37,17 +37,12 @@ _MODULES = (
 )
 
 
-def _load(name: str) -> Source | None:  # FIXME while sources are being written
-    try:
-        return getattr(importlib.import_module(f"xvlm_core.sources.{name}"), "SOURCE", None)
-    except Exception as e:
-        import sys
-
-        print("SOURCE", name, e, file=sys.stderr)
-        return None
+def _load(name: str) -> Source:
+    source: Source = importlib.import_module(f"xvlm_core.sources.{name}").SOURCE
+    return source
 
 
-SOURCES: dict[str, Source] = {source.name: source for source in map(_load, _MODULES) if source}
+SOURCES: dict[str, Source] = {source.name: source for source in map(_load, _MODULES)}
 
 COMMON = (
     Option(
