@@ -84,9 +84,9 @@ def _box_xywh(member: dict[str, Any]) -> list[Any]:
 
 def _name(member: dict[str, Any]) -> object:
     """``name``, or the first of ``names`` that says anything."""
-    names = member.get("names", member.get("name"))
+    names = member.get("names")
     if not isinstance(names, list):
-        return names
+        return member.get("name") if names is None else names
     return next((n for n in names if not isinstance(n, str) or says_something(n)), "")
 
 
