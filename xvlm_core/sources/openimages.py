@@ -169,8 +169,8 @@ def _search(root: Path | None, patterns: Iterable[str]) -> list[Path]:
 def _split(path: Path) -> str:
     """As the file is called, or a folder that it is in; empty: neither says."""
     match = _SPLIT.search(path.stem)
-    names = [match[1] if match else "", *(folder.name for folder in path.parents[:2])]
-    name: str = next((name for name in names if name in _SPLITS), "")
+    names: list[str] = [match[1] if match else "", *(folder.name for folder in path.parents[:2])]
+    name = next((name for name in names if name in _SPLITS), "")
     return "validation" if name == "val" else name
 
 
@@ -200,7 +200,7 @@ def _place(root: Path, split: str) -> str:
     """Where the pictures of a split are: what stands before the name, ``*`` for its first digit."""
     folders = [f"{split}/", f"images/{split}/", f"{split}/data/", f"{split}/images/"]
     folders += [f"{split}_*/", f"images/{split}_*/", f"{split}/{split}_*/"]
-    places = [*(folders if split else ()), "", "images/", "data/"]
+    places: list[str] = [*(folders if split else ()), "", "images/", "data/"]
     if not split:
         places += ["train/", "validation/", "test/"]
     for place in places:

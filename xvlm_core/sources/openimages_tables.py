@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -86,21 +86,29 @@ def open_table(path: Path) -> Table:
         raise DataError(f"{path} is an empty file, or starts with an empty line")
     line = start.decode("utf-8-sig", "replace")
     columns = tuple(cell.strip() for cell in cells_of(line) or [line])
-    lacking = {
-        content: [name for name in names if name not in columns]
-        for content, names in COLUMNS.items()
-    }
+    content = _content(columns)
+    lacking = [name for name in COLUMNS[content] if name not in columns]
     # The last column of relations is told by its place.
-    if not lacking["relations"] and columns[-1] in COLUMNS["relations"]:
-        lacking["relations"] = ["RelationshipLabel (the last)"]
-    content = min(lacking, key=lambda name: len(lacking[name]) / len(COLUMNS[name]))
-    if lacking[content]:
+    if content == "relations" and columns[-1] in COLUMNS["relations"]:
+        lacking.append("RelationshipLabel (the last)")
+    if lacking:
         raise DataError(
-            f"{path} has no column {', '.join(lacking[content])}",
+            f"{path} has no column {', '.join(lacking)}",
             details=[f"columns there: {', '.join(columns)}"],
             try_=f"--annotations FILE with a header of {','.join(COLUMNS[content])}, ...",
         )
     return Table(path, path.name, content, columns)
+
+
+def _content(columns: Collection[str]) -> Content:
+    """What a table with these columns says, even if one of its columns is missing."""
+    if any(name in columns for name in ("LabelName1", "LabelName2", *TWO_BOXES)):
+        return "relations"
+    if any(name in columns for name in BOX):
+        return "boxes"
+    if "OriginalURL" in columns:
+        return "photos"
+    return "labels" if "Confidence" in columns else "boxes"
 
 
 def cells_of(text: str) -> list[str] | None:

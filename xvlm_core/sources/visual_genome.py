@@ -1,4 +1,4 @@
-"""Visual Genome: region descriptions, objects, attributes and relationships (versions 1.0 to 1.4).
+"""Visual Genome: region descriptions, objects, attributes and relationships (versions 1.2 and 1.4).
 
 ``image_data.json`` lists the pictures; four more files, of up to 0.8 GB, each list what is said of
 every picture. They are walked in step, in the order of ``image_data.json``, and what they say of a
