@@ -124,6 +124,16 @@ def test_rows_of_one_picture_may_stand_anywhere(root: Path, prepare_store: Prepa
         assert names == [["Man", "Bicycle", "Chair, wide", "Man"], ["Man", "Bicycle"], ["Man"]]
 
 
+def test_rows_of_one_picture_keep_their_order(root: Path, prepare_store: Prepare) -> None:
+    rights = [0.5 + number / 1000 for number in range(100)]
+    boxes = [box(id, xxyy=f"0.25,{right},0,1") for right in rights for id in (B, A)]
+    write(root / "train-annotations-bbox.csv", MARKED, *boxes)
+    done = prepare_store("openimages", {"root": root, "parts": "boxes"})
+    for record in done.records:
+        found = [region.box_xyxy_px[2] for region in record.regions]
+        assert found == [pytest.approx(200 * right) for right in rights]
+
+
 def test_a_row_that_is_damaged_costs_itself_only(root: Path, prepare_store: Prepare) -> None:
     boxes = [
         box(A, xxyy="0.5,0.4,0,1"),
@@ -214,6 +224,28 @@ def test_every_split_is_found_with_its_newest_table(root: Path, prepare_store: P
     ]
     done = prepare_store("openimages", {"root": root, "split": "pretrain"})
     assert {record.split for record in done.records} == {"pretrain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "folder"),
+    [
+        ("own-val-boxes.csv", "val", "validation"),
+        ("validation.csv", "val", "validation"),
+        ("test/boxes.csv", "test", "test"),
+        ("boxes.csv", "train", "train"),
+        ("trained-boxes.csv", "train", "train"),
+    ],
+)
+def test_the_split_is_told_by_the_name_of_the_file(
+    tmp_path: Path, prepare_store: Prepare, name: str, split: str, folder: str
+) -> None:
+    root = tmp_path / "oi"
+    draw(root, f"{folder}/{A}")
+    classes = write(root / "classes.csv", *CLASSES)
+    boxes = write(root / name, MARKED, box(A))
+    options = {"annotations": [boxes], "images": root, "classes": [classes]}
+    done = prepare_store("openimages", options)
+    assert [(r.split, r.image) for r in done.records] == [(split, f"{folder}/{A}.jpg")]
 
 
 @pytest.mark.parametrize(
