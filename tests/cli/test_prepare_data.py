@@ -202,7 +202,7 @@ def drawing(clean: None, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 60
-    while not (tmp_path / "data" / ".world.partial" / "shards.jsonl").is_file():
+    while not (tmp_path / "data" / ".world.partial" / "parts" / "shards.jsonl").is_file():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.01)

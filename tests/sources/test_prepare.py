@@ -133,7 +133,7 @@ def test_a_run_goes_on_where_it_stopped(
     interrupted(mine, tmp_path / "store", monkeypatch, after=4)
     # a line that was being written, and files of a shard that has no line
     begun = tmp_path / ".store.partial"
-    with open(begun / "shards.jsonl", "a") as file:
+    with open(begun / "parts" / "shards.jsonl", "a") as file:
         file.write('{"number": 4, "sha')
     (begun / "records-00004.jsonl").write_text("half")
     (begun / "records-00077.jsonl").write_text("stray")

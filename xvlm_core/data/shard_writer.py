@@ -30,6 +30,9 @@ from xvlm_core.errors import DataError
 PICTURES = "pictures"
 """Folder of a store for pictures that no file of the image root holds."""
 
+PARTS = "parts"
+"""Folder of what serves the making of a store alone."""
+
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 
 
@@ -65,17 +68,17 @@ class ShardDone:
 
 def ledger_part(number: int) -> str:
     """Name of the ledger of one shard."""
-    return f"part-{number:05d}.ledger.jsonl"
+    return f"{PARTS}/{number:05d}.ledger.jsonl"
 
 
 def same_part(number: int) -> str:
     """Name of the names of photographs of one shard."""
-    return f"part-{number:05d}.same.npy"
+    return f"{PARTS}/{number:05d}.same.npy"
 
 
 def looks_part(number: int) -> str:
     """Name of the perceptual hashes of one shard."""
-    return f"part-{number:05d}.looks.npy"
+    return f"{PARTS}/{number:05d}.looks.npy"
 
 
 class ShardWriter:
@@ -102,16 +105,15 @@ class ShardWriter:
         self._same: list[tuple[int, int]] = []
         self._looks: list[int] = []
         self._written: Counter[str] = Counter()
+        (folder / PARTS).mkdir(exist_ok=True)
         # Both are closed in finish or close.
         self.ledger_file = open(  # noqa: SIM115
             folder / ledger_part(number), "w", encoding="utf-8", newline="\n"
         )
         self._file = open(folder / self.name, "wb")  # noqa: SIM115
-        self._tar = (
-            tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
-            if packed
-            else None
-        )
+        self._tar: tarfile.TarFile | None = None
+        if packed:
+            self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self.ledger = Ledger(self.ledger_file)
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from typing import IO, Any
 from xvlm_core.data import store_assembly as assembly
 from xvlm_core.data.manifest import LEDGER, MANIFEST, Manifest, Shard, sha256_file
 from xvlm_core.data.shard_writer import (
+    PARTS,
     PICTURES,
     ShardDone,
     ledger_part,
@@ -24,13 +25,15 @@ from xvlm_core.data.shard_writer import (
 )
 from xvlm_core.errors import DataError, OutputError
 
-_DONE = "shards.jsonl"
-KEY = "key"
-LOCK = "lock"
+_DONE = f"{PARTS}/shards.jsonl"
+_KEY = f"{PARTS}/key"
 
 
 class StoreFolder:
     """The hidden folder that becomes a store: ``.NAME.partial`` beside it, then renamed.
+
+    What serves the making alone is in its folder ``parts``, which is moved out of the way just
+    before: a run that is killed at any moment leaves all that it did.
 
     Args:
         folder: where the store will be; must not exist, or be empty.
@@ -49,11 +52,14 @@ class StoreFolder:
         if image_root is not None:
             self.image_root = Path(os.path.realpath(image_root))
         self.given = folder
-        self.work = self.folder.parent / f".{self.folder.name}.partial"
+        self.work = self._beside("partial")
         self.done: dict[int, ShardDone] = {}
         self._lock: IO[str] | None = None
         self._refuse_name()
         self._refuse(overwrite)
+
+    def _beside(self, end: str) -> Path:
+        return self.folder.parent / f".{self.folder.name}.{end}"
 
     def _refuse_name(self) -> None:
         if self.image_root.is_relative_to(self.folder):  # the manifest has the rest of it alone
@@ -97,17 +103,25 @@ class StoreFolder:
             OutputError: it cannot be written, or another process is writing it.
         """
         with self.writing():
-            self.work.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
+            aside = self._beside("parts")
+            if aside.is_dir() and self.work.is_dir() and not (self.work / PARTS).exists():
+                os.rename(aside, self.work / PARTS)  # killed between the last two renames
+            shutil.rmtree(aside, ignore_errors=True)
             if not self._same_key(key):
-                for path in self.work.iterdir():
-                    if path.name != LOCK:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-                (self.work / KEY).write_text(key, encoding="utf-8")
+                self.clear()
+                (self.work / _KEY).write_text(key, encoding="utf-8")
             self.done = self._read_done()
 
+    def clear(self) -> None:
+        """Empty the hidden folder."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        (self.work / PARTS).mkdir(parents=True)
+        self.done.clear()
+
     def _take_lock(self) -> None:
-        self._lock = open(self.work / LOCK, "a")  # noqa: SIM115 (closed in release)
+        self._lock = open(self._beside("lock"), "a")  # noqa: SIM115 (closed in release)
         try:
             import fcntl
         except ImportError:  # Windows: two processes at once are not noticed there
@@ -115,7 +129,8 @@ class StoreFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self.release()
+            self._lock.close()
+            self._lock = None
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return  # a file system without locks
             raise OutputError(
@@ -125,7 +140,7 @@ class StoreFolder:
             ) from error
 
     def _same_key(self, key: str) -> bool:
-        path = self.work / KEY
+        path = self.work / _KEY
         return path.is_file() and path.read_text(encoding="utf-8") == key
 
     def _read_done(self) -> dict[int, ShardDone]:
@@ -226,42 +241,43 @@ class StoreFolder:
         return manifest
 
     def _sweep(self, manifest: Manifest) -> None:
-        """Remove what served the making alone."""
-        keep = {MANIFEST, PICTURES, LOCK, *manifest.checksums}
+        """Remove what a killed run left half-written, and shards without records."""
+        keep = {MANIFEST, PICTURES, PARTS, *manifest.checksums}
         keep |= {name for shard in manifest.shards for name in (shard.file, shard.index)}
-        (self.work / _DONE).unlink()  # first: without the parts it would not be true
         for path in self.work.iterdir():
             if path.name not in keep:
                 path.unlink()
 
     def _into_place(self) -> None:
-        old = self.work.with_name(f".{self.folder.name}.old")
-        (self.work / LOCK).unlink(missing_ok=True)
+        old, aside = self._beside("old"), self._beside("parts")
         if old.exists():  # of a run that was killed between the two renames
             shutil.rmtree(old)
         existed = self.folder.exists()
         if existed:
             os.rename(self.folder, old)
         try:
+            os.rename(self.work / PARTS, aside)
             os.rename(self.work, self.folder)
         except OSError:
             if existed:
                 os.rename(old, self.folder)
             raise
         sync_folder(self.folder.parent)
-        if existed:
-            shutil.rmtree(old, ignore_errors=True)
+        for path in (aside, old):
+            shutil.rmtree(path, ignore_errors=True)
 
     def release(self) -> None:
         """Let others write; what is done stays for a next run."""
         if self._lock is not None:
+            self._beside("lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
     def remove(self) -> None:
         """Give up: leave nothing behind."""
         self.done.clear()
-        shutil.rmtree(self.work, ignore_errors=True)
+        for path in (self.work, self._beside("parts")):
+            shutil.rmtree(path, ignore_errors=True)
         self.release()
 
 

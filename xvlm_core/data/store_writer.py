@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import IO
 from xvlm_core.data.ledger import Ledger
 from xvlm_core.data.records import Record
 from xvlm_core.data.shard_writer import Encoded, ShardWriter
-from xvlm_core.data.store_folder import KEY, LOCK, StoreFolder
+from xvlm_core.data.store_folder import StoreFolder
 
 
 class StoreWriter:
@@ -52,11 +51,8 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         self.store.begin("")
         try:
-            for path in self.store.work.iterdir():  # this writer continues nothing
-                if path.name not in (LOCK, KEY):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self.store.done.clear()
             with self.store.writing():
+                self.store.clear()  # this writer continues nothing
                 self._shard = self._open(0)
         except BaseException:
             self.store.remove()

@@ -326,7 +326,9 @@ def box_reason(
         numbers = type(x1) is float and type(y1) is float and type(x2) is float
         if numbers and type(y2) is float and 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
             return _size_reason(x1, y1, x2, y2, min_box_area * width * height)
-    if not isinstance(box_xyxy_px, Sequence) or isinstance(box_xyxy_px, str):
+    if not isinstance(box_xyxy_px, Sequence) or isinstance(box_xyxy_px, str | bytes):
+        return "box malformed"
+    if len(box_xyxy_px) != 4:
         return "box malformed"
     try:
         reason = box_problem(box_xyxy_px, width, height)
