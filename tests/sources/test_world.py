@@ -35,7 +35,8 @@ def test_the_store_holds_what_the_world_draws(tmp_path: Path, prepare_store: Pre
         record, picture_hwc = world_record(3, split, index, 64)
         assert store[number] == record
         path = store.picture(store[number])
-        assert isinstance(path, Path) and path.parent == tmp_path / "store-0" / "pictures"
+        assert isinstance(path, Path)
+        assert path.parent == tmp_path / "store-0" / "pictures"
         np.testing.assert_array_equal(np.asarray(read_picture(path)), picture_hwc)
 
 

@@ -96,9 +96,7 @@ def prepare_plan(
 
     if values["resize"] is not None and not values["pack"]:
         raise UsageError("--resize writes smaller copies into the shards", try_="--pack --resize N")
-    excluded = load_exclusions(
-        values["exclude"], values["exclude_like"], values["same_photos"]
-    )
+    excluded = load_exclusions(values["exclude"], values["exclude_like"], values["same_photos"])
     rules = rules_of(source, values)
     store = StoreFolder(output, plan.image_root, overwrite=overwrite)
     try:
