@@ -261,6 +261,7 @@ pieces = st.one_of(
     tags,
     odd_words,
     st.sampled_from([*"[]{},:-?!&*#|>'\"%@ \n", ": ", "- ", ", ", "\\ud83d", "\\x00"]),
+    st.sampled_from(['"\\ud83d"', '["\\udfff"]', '{"\\ud83d": 1}']),
     st.text(max_size=3),
     st.integers().map(str),
 )
