@@ -158,13 +158,13 @@ def test_of_a_document_that_was_cut_off_no_wrong_member_comes(
     assert same([member for _, member in found], json.loads(content)[: len(found)])
 
 
-@cases(120)
-@given(st.data(), documents, pieces, st.binary(max_size=3))
+@cases(150)
+@given(st.data(), st.one_of(documents, members), pieces, st.binary(max_size=3))
 def test_of_a_document_with_other_bytes_in_it_come_members_or_an_error_of_ours(
-    path: Path, data: st.DataObject, value: dict[str, Any], piece: int, other: bytes
+    path: Path, data: st.DataObject, value: object, piece: int, other: bytes
 ) -> None:
     content = data.draw(written(value))
-    at = data.draw(st.integers(0, len(content)))
+    at = data.draw(st.one_of(st.integers(0, len(content)), st.just(len(content))))
     left_out = data.draw(st.integers(0, 2))
     path.write_bytes(content[:at] + other + content[at + left_out :])
     for found in (iter_members(path, ("images", "annotations")), iter_array(path)):
