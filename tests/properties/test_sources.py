@@ -216,8 +216,11 @@ urls = st.builds(
 )
 
 
+photo_urls = digits.map(lambda number: f"https://live.staticflickr.com/5/{number}_a1b2.jpg")
+
+
 @cases(150)
-@given(st.one_of(urls, texts), anything, anything, anything)
+@given(st.one_of(photo_urls, urls, texts), anything, anything, anything)
 def test_any_value_has_names_or_none(url: str, coco: object, flickr: object, vg: object) -> None:
     photo = flickr_photo(url)
     assert photo is None or (photo.isascii() and photo.isdigit())
