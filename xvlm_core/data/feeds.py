@@ -40,7 +40,7 @@ class StoreStream:
         self, stores: Sequence[Store], split: str, batch_size: int, seed: int, name: str
     ) -> None:
         self.stores = tuple(stores)
-        indices = [store.indices(split) for store in stores]
+        indices = [store.numbers(split) for store in stores]
         self.n_records = sum(len(index) for index in indices)
         if not self.n_records:
             names = ", ".join(store.name for store in stores)

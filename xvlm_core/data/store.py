@@ -18,11 +18,15 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from xvlm_core.data.manifest import INDEX_DTYPE, MANIFEST, Manifest, sha256_file
+from xvlm_core.data.numbers import RecordNumbers
 from xvlm_core.data.records import SCHEMA_VERSION, Record, RecordError, record_from_json
 from xvlm_core.data.store_writer import StoreWriter
 from xvlm_core.errors import DataError
 
 __all__ = ["Manifest", "Store", "StoreWriter"]
+
+_KEPT_OPEN = 128
+"""Shards that are kept open: twice what a window of the stream mixes."""
 
 
 class Store:
@@ -99,19 +103,26 @@ class Store:
             where = f"record {i} in {self.folder / self.manifest.shards[number].file}"
             raise _damaged(self.folder, f"{where} is not a record", self.manifest) from error
 
-    def indices(self, split: str | None = None) -> npt.NDArray[np.int64]:
-        """Record numbers of a split in store order (None: all), read from the index alone."""
-        if split is None:
-            return np.arange(len(self), dtype=np.int64)
-        found, first = [np.empty(0, dtype=np.int64)], 0
+    def numbers(self, split: str | None = None) -> RecordNumbers:
+        """Record numbers of a split in store order (None: all), in little memory.
+
+        Of shards that are wholly of one split nothing is read, of others their index.
+        """
+        pieces: list[tuple[int, int | npt.NDArray[Any]]] = []
+        first = 0
         for number, shard in enumerate(self.manifest.shards):
-            if list(shard.splits) == [split]:
-                found.append(np.arange(first, first + shard.records))
+            if split is None or list(shard.splits) == [split]:
+                pieces.append((first, shard.records))
             elif split in shard.splits:
                 code = list(shard.splits).index(split)
-                found.append(np.flatnonzero(self._index(number)["split"] == code) + first)
+                splits = self._load_index(number, mapped=False)["split"]
+                pieces.append((first, np.flatnonzero(splits == code)))
             first += shard.records
-        return np.concatenate(found).astype(np.int64)
+        return RecordNumbers(pieces)
+
+    def indices(self, split: str | None = None) -> npt.NDArray[np.int64]:
+        """Record numbers of a split in store order (None: all) as an array."""
+        return self.numbers(split).array()
 
     def picture(self, record: Record, which: int = 0) -> Path | bytes:
         """A record's picture: its real path, or, where it is inside a tar file, its bytes.
@@ -151,18 +162,26 @@ class Store:
             raise _damaged(self.folder, f"checksums differ: {', '.join(wrong)}", self.manifest)
 
     def _index(self, number: int) -> npt.NDArray[Any]:
+        """The index of a shard, mapped. Only some are kept: a store may have thousands."""
         if number not in self._indexes:
-            shard = self.manifest.shards[number]
-            try:
-                index = np.load(self.folder / shard.index, mmap_mode="r", allow_pickle=False)
-            except Exception as error:  # NumPy reads the header as Python: any may come
-                what = f"{shard.index} is not an index"
-                raise _damaged(self.folder, what, self.manifest) from error
-            if index.dtype != INDEX_DTYPE or index.shape != (shard.records,):
-                what = f"{shard.index} is not an index of {shard.records} records"
-                raise _damaged(self.folder, what, self.manifest)
-            self._indexes[number] = index
+            while len(self._indexes) >= _KEPT_OPEN:
+                self._indexes.pop(next(iter(self._indexes)))
+            self._indexes[number] = self._load_index(number, mapped=True)
         return self._indexes[number]
+
+    def _load_index(self, number: int, *, mapped: bool) -> npt.NDArray[Any]:
+        shard = self.manifest.shards[number]
+        try:
+            index: npt.NDArray[Any] = np.load(
+                self.folder / shard.index, mmap_mode="r" if mapped else None, allow_pickle=False
+            )
+        except Exception as error:  # NumPy reads the header as Python: any may come
+            what = f"{shard.index} is not an index"
+            raise _damaged(self.folder, what, self.manifest) from error
+        if index.dtype != INDEX_DTYPE or index.shape != (shard.records,):
+            what = f"{shard.index} is not an index of {shard.records} records"
+            raise _damaged(self.folder, what, self.manifest)
+        return index
 
     def _read(self, number: int, offset: int, length: int) -> bytes:
         path = self.folder / self.manifest.shards[number].file
@@ -172,6 +191,8 @@ class Store:
                     file.seek(offset)
                     return file.read(length)
             if number not in self._handles:
+                while len(self._handles) >= _KEPT_OPEN:
+                    os.close(self._handles.pop(next(iter(self._handles))))
                 self._handles[number] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             # Not seek and read: forked workers and threads share the file position.
             return os.pread(self._handles[number], length, offset)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xvlm_core.data.numbers import RecordNumbers
 from xvlm_core.errors import ConfigError, DataError
 
 WINDOW = 64
@@ -58,7 +59,8 @@ class Stream:
     start of the next.
 
     Args:
-        indices: for each store, the record numbers to use (or their number n, for 0 to n - 1).
+        indices: for each store, the record numbers to use (or their number n, for 0 to n - 1);
+            none is looked at before it is asked for.
         batch_size: records a step, over all ranks.
         seed: of the run.
         name: of the stream: two streams of a run have different orders.
@@ -72,7 +74,7 @@ class Stream:
 
     def __init__(
         self,
-        indices: Sequence[npt.NDArray[np.integer[Any]] | int],
+        indices: Sequence[RecordNumbers | npt.NDArray[np.integer[Any]] | int],
         batch_size: int,
         seed: int,
         *,
@@ -88,15 +90,13 @@ class Stream:
                 where=f"stream {name!r}",
                 try_=f"a batch size that {world_size} divides",
             )
-        self.indices = [
-            np.arange(i) if isinstance(i, int | np.integer) else np.asarray(i) for i in indices
-        ]
+        self.numbers = [RecordNumbers.of(one) for one in indices]
         self.batch_size = batch_size
         self.seed = int(seed)
         self.name = name
         self.world_size = world_size
         self.block = block
-        sizes = [len(numbers) for numbers in self.indices]
+        sizes = [len(numbers) for numbers in self.numbers]
         self.records = sum(sizes)
         if self.records == 0:
             raise DataError(
@@ -141,15 +141,28 @@ class Stream:
         assert step >= 1, step
         assert 0 <= rank < self.world_size, rank
         share = self.batch_size // self.world_size
-        first = (step - 1) * self.batch_size + rank * share
-        return tuple(self._place(position) for position in range(first, first + share))
+        position = (step - 1) * self.batch_size + rank * share
+        end = position + share
+        places: list[Place] = []
+        while position < end:
+            some = self._places(position, end)
+            places += some
+            position += len(some)
+        return tuple(places)
 
-    def _place(self, position: int) -> Place:
-        epoch, position = divmod(position, self.records)
+    def _places(self, position: int, end: int) -> list[Place]:
+        """Those from a position on that are in one window."""
+        epoch, first = divmod(position, self.records)
         order = self._order(epoch)
-        window = int(np.searchsorted(order.starts, position, side="right")) - 1
-        store, row = self._mixed(epoch, window)[position - order.starts[window]]
-        return Place(int(store), int(self.indices[store][row]), epoch)
+        window = int(np.searchsorted(order.starts, first, side="right")) - 1
+        last = min(first + end - position, int(order.starts[window + 1]))
+        stores, rows = self._mixed(epoch, window)[first - order.starts[window] :][: last - first].T
+        numbers = np.empty(len(rows), dtype=np.int64)
+        for store in np.unique(stores):
+            at = stores == store
+            numbers[at] = _take(self.indices[store], rows[at])
+        pairs = zip(stores.tolist(), numbers.tolist(), strict=True)
+        return [Place(store, number, epoch) for store, number in pairs]
 
     def _order(self, epoch: int) -> _Pass:
         if self._pass is None or self._pass[0] != epoch:
@@ -160,7 +173,7 @@ class Stream:
         return self._pass[1]
 
     def _mixed(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
-        """(store, row of ``indices[store]``) of each record of a window, in the order of use."""
+        """(store, row of ``numbers[store]``) of each record of a window, in the order of use."""
         if self._window is None or self._window[0] != (epoch, window):
             blocks = self._order(epoch).blocks[window * WINDOW : (window + 1) * WINDOW]
             counts = self._block_count[blocks]
@@ -175,6 +188,12 @@ class Stream:
             rows = rows[_shuffled(len(rows), self.seed, self.name, epoch, window)]
             self._window = ((epoch, window), rows)
         return self._window[1]
+
+
+def _take(
+    numbers: RecordNumbers | npt.NDArray[np.integer[Any]], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.integer[Any]]:
+    return numbers.take(rows) if isinstance(numbers, RecordNumbers) else numbers[rows]
 
 
 def coin(seed: int, step: int, name: str) -> float:

@@ -42,7 +42,7 @@ def open_validation(recipe: Recipe) -> list[Store]:
     """
     stores = open_stores(recipe, recipe.data.validation)
     split = recipe.data.validation_split
-    if stores and not any(len(store.indices(split)) for store in stores):
+    if stores and not any(len(store.numbers(split)) for store in stores):
         there = sorted({name for store in stores for name in store.manifest.splits})
         raise DataError(
             f"no record of split {split!r} in {', '.join(store.name for store in stores)}; "

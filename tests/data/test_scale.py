@@ -1,0 +1,184 @@
+"""Ten million records (index only): start, seek, memory; and the same steps for any ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from xvlm_core.data.manifest import INDEX_DTYPE, Manifest, Shard
+from xvlm_core.data.records import SCHEMA_VERSION, Record
+from xvlm_core.data.store import Store, StoreWriter
+from xvlm_core.data.stream import Place, Stream
+from xvlm_core.train.feeding import feed_from
+
+N = 10_000_000
+A_SHARD = 5_000
+LINE = 200
+
+
+def make_store(folder: Path, *, mixed: bool) -> Path:
+    """A store whose records take no room: sparse files of the right size, and real indexes."""
+    rows = np.zeros(A_SHARD, INDEX_DTYPE)
+    rows["offset"], rows["length"] = np.arange(A_SHARD) * LINE, LINE - 1
+    rows["split"] = (np.arange(A_SHARD) % 7 == 0) if mixed else 0
+    splits = {"train": int((rows["split"] == 0).sum()), "val": int((rows["split"] == 1).sum())}
+    splits = {name: n for name, n in splits.items() if n}
+    folder.mkdir()
+    np.save(folder / "records-00000.idx.npy", rows)
+    shards = []
+    for number in range(N // A_SHARD):
+        file, index = f"records-{number:05d}.jsonl", f"records-{number:05d}.idx.npy"
+        if number:
+            os.link(folder / "records-00000.idx.npy", folder / index)
+        (folder / file).touch()
+        os.truncate(folder / file, A_SHARD * LINE)
+        shards.append(
+            Shard(
+                file=file,
+                index=index,
+                records=A_SHARD,
+                bytes=A_SHARD * LINE,
+                splits=splits,
+                sha256="",
+                index_sha256="",
+            )
+        )
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        source="made up",
+        command="x",
+        image_root="/",
+        records=N,
+        splits={name: n * len(shards) for name, n in splits.items()},
+        counts={},
+        shards=tuple(shards),
+        checksums={},
+        fingerprint="",
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+MEASURE = """
+import json, resource, sys, time
+from pathlib import Path
+from xvlm_core.data.store import Store
+from xvlm_core.data.stream import Stream
+
+start = time.perf_counter()
+store = Store.open(Path(sys.argv[1]))
+stream = Stream([store.numbers("train")], 1024, 0, name="images")
+first = stream.places(1)
+seconds = {"start": time.perf_counter() - start}
+for step in (2, 9_000, 123_456, 10_000_000, 3):
+    start = time.perf_counter()
+    places = stream.places(step)
+    seconds[str(step)] = time.perf_counter() - start
+    assert len(places) == len(set(places)) == 1024
+status = Path("/proc/self/status")
+if status.is_file():  # ru_maxrss remembers the process that started this one
+    line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    mebibytes = int(line.split()[1]) / (1 << 10)
+else:
+    mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+print(json.dumps({"seconds": seconds, "mebibytes": mebibytes, "records": stream.records}))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="measures with the resource module")
+@pytest.mark.parametrize("mixed", [False, True], ids=["one split", "two splits"])
+def test_ten_million_records_start_and_seek_in_no_time(tmp_path: Path, mixed: bool) -> None:
+    folder = make_store(tmp_path / "store", mixed=mixed)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["records"] == sum(1 for i in range(A_SHARD) if not mixed or i % 7) * N // A_SHARD
+    assert max(found["seconds"].values()) < 1, found
+    assert found["mebibytes"] < 200, found
+
+
+# ---------------------------------------------------------------------- any ranks, any workers
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
+    """Two small stores of 70 and 45 records in shards of 9."""
+    root = tmp_path_factory.mktemp("stores")
+    Image.new("RGB", (8, 8)).save(root / "a.png")
+    for name, n in (("a", 70), ("b", 45)):
+        with StoreWriter(
+            root / name, image_root=root, source="x", command="x", shard_records=9
+        ) as writer:
+            for i in range(n):
+                split = "val" if i % 5 == 4 else "train"
+                writer.add(Record(f"{name}{i}", ("a.png",), 8, 8, ("text",), split=split))
+    return [Store.open(root / name) for name in ("a", "b")]
+
+
+class Ids:
+    """A feed whose batches are the ids of the records of one rank."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, stores: list[Store], world_size: int, rank: int) -> None:
+        self.stores, self.rank = stores, rank
+        self.stream = Stream(
+            [store.numbers("train") for store in stores],
+            24,
+            7,
+            name="images",
+            world_size=world_size,
+            block=4,
+        )
+
+    def batches(self, step: int) -> tuple[list[str], ...]:
+        places: tuple[Place, ...] = self.stream.places(step, self.rank)
+        return ([self.stores[place.store][place.record].id for place in places],)
+
+
+def ids_of(stores: list[Store], world_size: int, workers: int, steps: int) -> list[Counter[str]]:
+    found: list[Counter[str]] = [Counter() for _ in range(steps)]
+    for rank in range(world_size):
+        feed = feed_from(Ids(stores, world_size, rank), 1, workers)  # type: ignore[arg-type]
+        try:
+            for step in range(steps):
+                found[step].update(next(feed)[0])  # type: ignore[arg-type]
+        finally:
+            feed.close()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_a_step_has_the_same_records_for_any_ranks_and_workers(
+    stores: list[Store], world_size: int, workers: int
+) -> None:
+    steps = 9  # a pass is 92 records: four steps
+    if workers and world_size == 8:
+        steps = 5  # eight times the processes
+    expected = ids_of(stores, 1, 0, steps)
+    assert all(sum(ids.values()) == 24 for ids in expected)
+    assert len(set(map(str, expected))) == steps, "steps differ"
+    assert ids_of(stores, world_size, workers, steps) == expected
+
+
+def test_a_pass_has_every_record_once(stores: list[Store]) -> None:
+    found = sum(ids_of(stores, 1, 0, 23), Counter[str]())  # 552 records: six passes of 92
+    assert set(found.values()) == {6}
+    assert len(found) == 92
