@@ -33,6 +33,9 @@ from xvlm_core.data.tokenizer import Tokenizer
 
 BoxXYXY = tuple[float, float, float, float]
 
+SIZE_MISMATCH = "size mismatch"
+"""The picture is not of the size that its record says: boxes would be in the wrong place."""
+
 
 @dataclass(frozen=True)
 class SampleSettings:
@@ -138,8 +141,13 @@ class SampleMaker:
 
     # ------------------------------------------------------------------ whole pictures
 
-    def of_caption(self, record: Record, path: Path, epoch: int) -> Sample:
+    def of_caption(self, record: Record, source: Path | bytes, epoch: int) -> Sample:
         """One caption of the whole picture, with the augmentation of picture-text batches.
+
+        Args:
+            record: which has captions.
+            source: its picture: the file, or its bytes.
+            epoch: which pass over the data.
 
         Raises:
             PictureError: the picture cannot be read.
@@ -152,7 +160,7 @@ class SampleMaker:
         text = self._text(caption, rng)
         if text is None:
             raise SampleProblem("empty text")
-        image = read_picture(path)
+        image = read_picture(source)
         if self.settings.augment:
             picture = augment.pretrain_picture(
                 image,
@@ -170,7 +178,7 @@ class SampleMaker:
     def of_regions(
         self,
         record: Record,
-        path: Path,
+        source: Path | bytes,
         epoch: int,
         *,
         mask: bool = True,
@@ -183,7 +191,7 @@ class SampleMaker:
 
         Args:
             record: which has regions.
-            path: of its picture.
+            source: its picture: the file, or its bytes.
             epoch: which pass over the data.
             mask: draw tokens to predict.
             whole_first: the region that is wholly inside comes first, so that it has a place
@@ -208,9 +216,9 @@ class SampleMaker:
         if whole_first:
             order.remove(kept)
             order.insert(0, kept)
-        image = read_picture(path)
+        image = read_picture(source)
         if image.size != (record.width, record.height):
-            raise SampleProblem("size mismatch")
+            raise SampleProblem(SIZE_MISMATCH)
         crop = self._crop(image, regions[kept], rng)
         boxes = [r.box_xyxy_px for r in regions]
         inside = set(self._carry(boxes, crop, flip=False).kept.tolist())
