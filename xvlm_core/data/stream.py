@@ -160,7 +160,7 @@ class Stream:
         numbers = np.empty(len(rows), dtype=np.int64)
         for store in np.unique(stores):
             at = stores == store
-            numbers[at] = _take(self.indices[store], rows[at])
+            numbers[at] = [self.numbers[store][row] for row in rows[at].tolist()]
         pairs = zip(stores.tolist(), numbers.tolist(), strict=True)
         return [Place(store, number, epoch) for store, number in pairs]
 
@@ -188,12 +188,6 @@ class Stream:
             rows = rows[_shuffled(len(rows), self.seed, self.name, epoch, window)]
             self._window = ((epoch, window), rows)
         return self._window[1]
-
-
-def _take(
-    numbers: RecordNumbers | npt.NDArray[np.integer[Any]], rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.integer[Any]]:
-    return numbers.take(rows) if isinstance(numbers, RecordNumbers) else numbers[rows]
 
 
 def coin(seed: int, step: int, name: str) -> float:
