@@ -334,11 +334,12 @@ regions = st.one_of(
     ),
     json_values,
 )
+odd_ids = st.sampled_from(["\ud800", "q\udfff", 1, "q"])
 questions = st.one_of(
     st.fixed_dictionaries(
         {"question": phrases},
         optional={
-            "id": texts | json_values,
+            "id": odd_ids | json_values,
             "answers": st.lists(phrases | st.fixed_dictionaries({"answer": phrases}), max_size=2)
             | json_values,
         },
@@ -360,7 +361,7 @@ whole_record = st.fixed_dictionaries(
         "width": st.sampled_from([40, 30, 20, 0, True]) | json_values,
         "height": st.sampled_from([30, 20]) | json_values,
         "same_as": st.lists(texts, max_size=2) | json_values,
-        "source": texts,
+        "source": phrases,
         "meta": json_values,
     },
 )
@@ -382,9 +383,21 @@ junk = st.one_of(
         lambda n: b'{"image": "ok.jpg", "captions": [], "meta": {"a": %s}}' % (b"[" * n + b"]" * n)
     ),
 )
+# On the picture as stored, so turned; and texts that cannot be written down.
+special = st.sampled_from(
+    [
+        {"image": "turned.jpg", "text": "it", "box": [1, 21, 19, 29], "width": 20, "height": 30},
+        {"image": "ok.jpg", "questions": [{"id": "\ud800", "question": "what is it"}]},
+        {"image": "ok.jpg", "captions": ["a cat"], "source": "\udfff"},
+        {"image": "ok.jpg", "captions": ["a cat"], "meta": {"a": ["\udfff"]}},
+    ]
+)
 lines = st.lists(
     st.one_of(
-        st.one_of(one_text, whole_record, wild, pair).map(lambda v: json.dumps(v).encode()), junk
+        st.one_of(one_text, whole_record, wild, pair, special).map(
+            lambda v: json.dumps(v).encode()
+        ),
+        junk,
     ),
     max_size=7,
 )
