@@ -25,28 +25,28 @@ A_SHARD = 5_000
 LINE = 200
 
 
-def make_store(folder: Path, *, mixed: bool) -> Path:
+def make_store(folder: Path, *, mixed: bool, a_shard: int = A_SHARD) -> Path:
     """A store whose records take no room: sparse files of the right size, and real indexes."""
-    rows = np.zeros(A_SHARD, INDEX_DTYPE)
-    rows["offset"], rows["length"] = np.arange(A_SHARD) * LINE, LINE - 1
-    rows["split"] = (np.arange(A_SHARD) % 7 == 0) if mixed else 0
+    rows = np.zeros(a_shard, INDEX_DTYPE)
+    rows["offset"], rows["length"] = np.arange(a_shard) * LINE, LINE - 1
+    rows["split"] = (np.arange(a_shard) % 7 == 0) if mixed else 0
     splits = {"train": int((rows["split"] == 0).sum()), "val": int((rows["split"] == 1).sum())}
     splits = {name: n for name, n in splits.items() if n}
     folder.mkdir()
     np.save(folder / "records-00000.idx.npy", rows)
     shards = []
-    for number in range(N // A_SHARD):
+    for number in range(N // a_shard):
         file, index = f"records-{number:05d}.jsonl", f"records-{number:05d}.idx.npy"
         if number:
             os.link(folder / "records-00000.idx.npy", folder / index)
         (folder / file).touch()
-        os.truncate(folder / file, A_SHARD * LINE)
+        os.truncate(folder / file, a_shard * LINE)
         shards.append(
             Shard(
                 file=file,
                 index=index,
-                records=A_SHARD,
-                bytes=A_SHARD * LINE,
+                records=a_shard,
+                bytes=a_shard * LINE,
                 splits=splits,
                 sha256="",
                 index_sha256="",
@@ -96,8 +96,11 @@ print(json.dumps({"seconds": seconds, "mebibytes": mebibytes, "records": stream.
 
 @pytest.mark.skipif(sys.platform == "win32", reason="measures with the resource module")
 @pytest.mark.parametrize("mixed", [False, True], ids=["one split", "two splits"])
-def test_ten_million_records_start_and_seek_in_no_time(tmp_path: Path, mixed: bool) -> None:
-    folder = make_store(tmp_path / "store", mixed=mixed)
+@pytest.mark.parametrize("a_shard", [1_000, 5_000])
+def test_ten_million_records_start_and_seek_in_no_time(
+    tmp_path: Path, mixed: bool, a_shard: int
+) -> None:
+    folder = make_store(tmp_path / "store", mixed=mixed, a_shard=a_shard)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(folder)],
         capture_output=True,
@@ -107,9 +110,21 @@ def test_ten_million_records_start_and_seek_in_no_time(tmp_path: Path, mixed: bo
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["records"] == sum(1 for i in range(A_SHARD) if not mixed or i % 7) * N // A_SHARD
+    assert found["records"] == sum(1 for i in range(a_shard) if not mixed or i % 7) * N // a_shard
     assert max(found["seconds"].values()) < 1, found
     assert found["mebibytes"] < 200, found
+
+
+def test_an_index_that_another_numpy_wrote_is_read_the_same(tmp_path: Path) -> None:
+    items = [Record(str(i), ("a.png",), 8, 8, split="ab"[i % 2]) for i in range(9)]
+    with StoreWriter(tmp_path / "s", image_root=tmp_path, source="x", command="x") as writer:
+        for item in items:
+            writer.add(item)
+    path = tmp_path / "s" / "records-00000.idx.npy"
+    rows = np.load(path)
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, rows, version=(2, 0))
+    assert Store.open(tmp_path / "s").indices("b").tolist() == [1, 3, 5, 7]
 
 
 # ---------------------------------------------------------------------- any ranks, any workers
