@@ -102,8 +102,8 @@ def _run_to_resume(request: Request) -> runs.RunInfo:
     )
 
 
-# What may differ when a run goes on: where it runs, not what it computes.
-_FREE = ("train.device", "data.workers", "train.log_every")
+# What may differ when a run goes on: where it runs and what it bears, not what it computes.
+_FREE = ("train.device", "data.workers", "data.max_bad", "train.log_every")
 
 
 def _recipe_of(run: runs.RunInfo, request: Request, overrides: Sequence[str]) -> Resolved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from tests.models.shapes import region_batch
 from xvlm_core.data.batches import GroundingBatch, PretrainBatch
+from xvlm_core.data.dropped import BadSample, BadSamples
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
 
 OTHERS = OtherBoxes(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
+BAD = BadSamples(2, (BadSample(Path("coco"), "7", "missing", "7.jpg"),))
 
 
 def pretrain() -> PretrainBatch:
@@ -21,7 +24,12 @@ def pretrain() -> PretrainBatch:
     texts = PackedTexts.from_lists([[2, 5]])
     picture = torch.zeros(1, dtype=torch.int64)
     return dataclasses.replace(
-        batch, others=OTHERS, absent=texts, picture_of_absent_A=picture, dropped={"missing": 2}
+        batch,
+        others=OTHERS,
+        absent=texts,
+        picture_of_absent_A=picture,
+        dropped={"missing": 2},
+        bad=BAD,
     )
 
 
@@ -36,6 +44,7 @@ def grounding() -> GroundingBatch:
         others=OTHERS,
         record_ids=batch.record_ids,
         dropped={"missing": 2},
+        bad=BAD,
     )
 
 
@@ -57,4 +66,5 @@ def test_every_tensor_moves_and_the_rest_stays(batch: PretrainBatch | GroundingB
     assert {t.device.type for t in tensors(batch)} == {"cpu"}
     assert moved.texts.packing == batch.texts.packing
     assert (moved.record_ids, moved.dropped) == (batch.record_ids, {"missing": 2})
+    assert moved.bad == batch.bad == BAD
     assert moved.n_pictures == 2

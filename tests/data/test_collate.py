@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from tests.data.painted import GRID, SIDE, TOKENIZER, maker, painted_record
 from xvlm_core.data.augment import CLIP_MEAN, CLIP_STD
 from xvlm_core.data.collate import excluded_pairs, grounding_batch, pretrain_batch
+from xvlm_core.data.dropped import BadSample, BadSamples, Dropped
 from xvlm_core.data.masking import MaskedText
 from xvlm_core.data.samples import BoxXYXY, Sample, SampleText
 
@@ -67,7 +69,8 @@ def test_masked_token_indices_point_at_the_tokens_to_predict(tmp_path: Path) -> 
 
 def test_texts_know_their_picture_box_and_patches(tmp_path: Path) -> None:
     samples = painted_samples(tmp_path)
-    batch = pretrain_batch(samples, dropped={"missing": 2})
+    bad = BadSamples(2, (BadSample(tmp_path, "x", "missing", "x.png"),))
+    batch = pretrain_batch(samples, dropped=Dropped(Counter(missing=2, other=1), bad))
     rows = [(i, t) for i, s in enumerate(samples) for t in s.texts]
     assert batch.picture_of_text_B.tolist() == [i for i, _ in rows]
     assert batch.is_region_B.tolist() == [t.box_xyxy_px is not None for _, t in rows]
@@ -83,7 +86,7 @@ def test_texts_know_their_picture_box_and_patches(tmp_path: Path) -> None:
         assert t.mask_P is not None
         assert batch.mask_BP[b].tolist() == t.mask_P.tolist()
     assert batch.record_ids == ("one", "two", "three")
-    assert batch.dropped == {"missing": 2}
+    assert (batch.dropped, batch.bad) == ({"missing": 2, "other": 1}, bad)
     pixel = (torch.from_numpy(samples[1].picture[5, 7]) / 255 - torch.tensor(CLIP_MEAN)).double()
     shown = batch.pictures_ICHW[1, :, 5, 7].double()
     assert torch.allclose(shown, pixel / torch.tensor(CLIP_STD), atol=1e-5)

@@ -11,6 +11,7 @@ import torch
 from tests.tasks.recipes import grounding_recipe, recipe, records, store, write_stores
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data.batches import GroundingBatch, PretrainBatch
+from xvlm_core.data.dropped import BadSample
 from xvlm_core.data.feeds import GroundingFeed, PretrainFeed, StoreStream
 from xvlm_core.data.samples import Sample, SampleMaker
 from xvlm_core.data.store import Store
@@ -190,6 +191,63 @@ def test_records_that_cannot_be_used_are_counted_by_reason(root: Path) -> None:
     assert batch.dropped == {"missing": 1, "not an image": 1}
 
 
+def bad_of(samples: list[BadSample]) -> set[tuple[str, str, str, str]]:
+    return {(s.store.name, s.record_id, s.reason, s.file) for s in samples}
+
+
+def test_damaged_samples_are_named_and_those_left_out_by_their_nature_are_not(root: Path) -> None:
+    made = records(root / "pictures", 7)
+    made[0] = dataclasses.replace(made[0], regions=())
+    made[1] = dataclasses.replace(made[1], width=119)
+    made[3] = dataclasses.replace(made[3], images=("../outside.png",))
+    made[4] = dataclasses.replace(made[4], captions=())
+    made[5] = dataclasses.replace(made[5], captions=("?!",))
+    store(root, "damaged", made)
+    (root / "pictures" / "train-2.png").unlink()
+    everything = {
+        "images": {"stores": ["damaged"], "batch_size": 7},
+        "regions": {"stores": ["damaged"], "max_images": 7, "iter_perc": 1.0},
+    }
+    regions, images = pretrain_feed(recipe(root, data=everything)).batches(1)
+    unread = {
+        ("damaged", "train-2", "missing", "train-2.png"),
+        ("damaged", "train-3", "outside the image root", "../outside.png"),
+    }
+    other_size = ("damaged", "train-1", "size mismatch", "train-1.png")
+    assert images.dropped == {
+        "missing": 1, "outside the image root": 1, "no caption": 1, "empty text": 1
+    }  # fmt: skip
+    assert (images.bad.n, bad_of([*images.bad.examples])) == (2, unread)
+    assert regions.dropped == {
+        "missing": 1, "outside the image root": 1, "no region": 1, "size mismatch": 1
+    }  # fmt: skip
+    assert (regions.bad.n, bad_of([*regions.bad.examples])) == (3, {*unread, other_size})
+
+    (joint,) = pretrain_feed(recipe(root, data={**everything, "mix": "joint"})).batches(1)
+    assert (joint.bad.n, bad_of([*joint.bad.examples])) == (5, {*unread, other_size})
+    assert joint.dropped["missing"] == 2
+    regions_only = {"regions": {"stores": ["damaged"], "max_images": 7}}
+    (grounding,) = grounding_feed(grounding_recipe(root, data=regions_only)).batches(1)
+    assert (grounding.bad.n, bad_of([*grounding.bad.examples])) == (3, {*unread, other_size})
+
+
+def test_of_many_damaged_samples_ten_are_named_and_all_are_counted(root: Path) -> None:
+    store(root, "broken", records(root / "pictures", 20))
+    for i in range(1, 18):
+        (root / "pictures" / f"train-{i}.png").write_bytes(b"")
+    broken = {"regions": None, "images": {"stores": ["broken"], "batch_size": 20}}
+    (batch,) = pretrain_feed(recipe(root, data=broken)).batches(1)
+    assert batch.dropped == {"empty file": 17}
+    assert batch.bad.n == 17
+    assert len(set(batch.bad.examples)) == 10
+    assert batch.bad.lines()[-1] == "and 7 more"
+
+
+def test_the_name_of_a_damaged_sample_is_printable() -> None:
+    bad = BadSample(Path("data/coco"), "7\x1b[31m", "missing", "a\nb.jpg")
+    assert bad.line() == "coco 7[31m: missing (a b.jpg)"
+
+
 def test_a_step_without_any_usable_record_takes_those_of_the_next(root: Path) -> None:
     made = records(root / "pictures", 6)
     bad = [dataclasses.replace(r, captions=()) if i != 3 else r for i, r in enumerate(made)]
@@ -217,6 +275,15 @@ def test_data_without_any_usable_record_is_an_error(root: Path) -> None:
         feed.batches(1)
     assert caught.value.exit_code == 4
     assert str(root / "bad") in str(caught.value.try_)
+    assert not caught.value.details, "nothing is damaged"
+
+
+def test_data_of_which_nothing_can_be_read_is_an_error_that_names_samples(root: Path) -> None:
+    for picture in (root / "pictures").iterdir():
+        picture.unlink()
+    with pytest.raises(DataError, match=r"no usable sample from step 1 on: \d+ missing") as caught:
+        pretrain_feed(recipe(root, data={"regions": None})).batches(1)
+    assert "captions train-0: missing (train-0.png)" in caught.value.details
 
 
 def test_a_split_without_records_is_an_error(root: Path) -> None:
@@ -232,7 +299,7 @@ def test_several_stores_are_one_stream(root: Path) -> None:
     stream = StoreStream(stores, "train", 12, 3, "regions")
     samples, dropped = stream.samples(1, maker_of(recipe(root)).of_regions)
     assert len({sample.record_id for sample in samples}) == 12
-    assert not dropped
+    assert not dropped.reasons
 
 
 def test_grounding_phrases_are_not_masked_and_have_their_absent_ones(root: Path) -> None:

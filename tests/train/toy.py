@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xvlm_core.config.schema import Recipe
+from xvlm_core.data.dropped import BadSamples
 from xvlm_core.errors import DataError
 from xvlm_core.tasks.base import Losses, Moment, Prediction, Score, Scores
 from xvlm_core.train import runs
@@ -32,6 +33,7 @@ class ToyBatch:
     record_ids: tuple[str, ...]
     second: bool = False
     dropped: Mapping[str, int] = field(default_factory=dict)
+    bad: BadSamples = field(default_factory=BadSamples)
 
     @property
     def n_pictures(self) -> int:

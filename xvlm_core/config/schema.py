@@ -116,7 +116,14 @@ class RegionsSection(_Section):
 class DataSection(_Section):
     """What is read, and how it is mixed."""
 
-    root: str = Field("data", description="folder of the prepared stores")
+    root: str = Field(
+        "data", description="folder of the prepared stores, or a URL such as s3://bucket/stores"
+    )
+    cache: str | None = Field(
+        None,
+        description="folder that keeps what was read from a URL; null: ~/.cache/xvlm/stores",
+    )
+    cache_gb: float = Field(20.0, gt=0, description="the most that it may take, 10^9 bytes")
     images: ImagesSection | None = None
     regions: RegionsSection | None = None
     mix: Literal["extra", "joint"] = Field(
@@ -142,6 +149,12 @@ class DataSection(_Section):
         "but false in pre-training under compat=official, as released",
     )
     augment: bool = Field(True, description="random crop, flip and RandAugment in training")
+    max_bad: Fraction = Field(
+        0.01,
+        description="share of the training samples that may be damaged (unreadable, or of another "
+        "size than recorded) before the run ends: of the last 10,000, judged every 1,000 or every "
+        "pass, and at least three records; 0: the first one ends it",
+    )
     workers: int = Field(4, ge=0, description="loader processes a rank")
     size: int | None = Field(
         None, gt=0, description="samples that count as an epoch; null: those found on disk"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from xvlm_core.data.dropped import BadSamples
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
 
@@ -31,6 +32,7 @@ class TextPictureBatch:
         others: further boxes that texts fit as well, by text number; None: there are none.
         record_ids: of the I pictures.
         dropped: samples (in evaluation: phrases) left out while the batch was made, by reason.
+        bad: of these, the ones that are damage (training only).
         counts: what was done to the texts (cut tokens, empty texts), for the log.
     """
 
@@ -41,6 +43,7 @@ class TextPictureBatch:
     others: OtherBoxes | None = None
     record_ids: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
+    bad: BadSamples = field(default_factory=BadSamples)
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, PretrainBatch
+from xvlm_core.data.dropped import BadSamples, Dropped
 from xvlm_core.data.samples import BoxXYXY, Sample, SampleText
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
@@ -92,7 +93,7 @@ def pretrain_batch(
     batch_texts: int | None = None,
     always: int = 0,
     rng: np.random.Generator | None = None,
-    dropped: Mapping[str, int] | None = None,
+    dropped: Dropped | None = None,
     compat_official: bool = False,
 ) -> PretrainBatch:
     """One batch of pictures with texts of every grain.
@@ -104,7 +105,7 @@ def pretrain_batch(
         always: the texts of the first so many samples stay, and do not count in ``batch_texts``
             (captions of a joint batch).
         rng: for that draw; needed where ``batch_texts`` is given.
-        dropped: samples left out so far, by reason.
+        dropped: samples left out so far.
         compat_official: see above and :func:`excluded_pairs`.
     """
     pairs = [(i, text) for i, sample in enumerate(samples) for text in sample.texts]
@@ -148,7 +149,8 @@ def pretrain_batch(
         absent=PackedTexts.from_lists([t.ids for _, t in absent]) if absent else None,
         picture_of_absent_A=torch.tensor([i for i, _ in absent]) if absent else None,
         record_ids=tuple(sample.record_id for sample in samples),
-        dropped=dict(dropped or {}),
+        dropped=dict(dropped.reasons) if dropped else {},
+        bad=dropped.bad if dropped else BadSamples(),
         counts=_counts(samples),
     )
 
@@ -200,7 +202,7 @@ def grounding_batch(
     *,
     negatives: int,
     rng: np.random.Generator,
-    dropped: Mapping[str, int] | None = None,
+    dropped: Dropped | None = None,
 ) -> GroundingBatch:
     """Pictures with phrases to find, and phrases that are not there.
 
@@ -211,7 +213,7 @@ def grounding_batch(
         samples: at least one.
         negatives: absent phrases a picture (0: none).
         rng: draws the phrases of other pictures.
-        dropped: samples left out so far, by reason.
+        dropped: samples left out so far.
     """
     side = samples[0].picture.shape[0]
     rows: list[tuple[int, SampleText, bool]] = []
@@ -242,6 +244,7 @@ def grounding_batch(
         boxes_cxcywh_B4=torch.tensor(boxes),
         others=_others([text for _, text, present in rows if present], side),
         record_ids=tuple(sample.record_id for sample in samples),
-        dropped=dict(dropped or {}),
+        dropped=dict(dropped.reasons) if dropped else {},
+        bad=dropped.bad if dropped else BadSamples(),
         counts=_counts(samples),
     )

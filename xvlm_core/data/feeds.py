@@ -16,14 +16,15 @@ from xvlm_core.config.schema import Recipe
 from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, PretrainBatch
 from xvlm_core.data.collate import grounding_batch, pretrain_batch
+from xvlm_core.data.dropped import BadSample, BadSamples, Dropped
 from xvlm_core.data.images import PictureError
 from xvlm_core.data.records import Record
-from xvlm_core.data.samples import Sample, SampleMaker, SampleProblem
+from xvlm_core.data.samples import SIZE_MISMATCH, Sample, SampleMaker, SampleProblem
 from xvlm_core.data.store import Store
-from xvlm_core.data.stream import Place, Stream, coin
+from xvlm_core.data.stream import Stream, coin
 from xvlm_core.errors import DataError
 
-Make = Callable[[Record, Path, int], Sample]
+Make = Callable[[Record, Path | bytes, int], Sample]
 
 _MOST_EMPTY_STEPS = 16
 """Steps without any usable sample after which a run gives up."""
@@ -56,8 +57,8 @@ class StoreStream:
         """Steps that make one pass."""
         return self.stream.steps_per_epoch
 
-    def samples(self, step: int, make: Make) -> tuple[list[Sample], Counter[str]]:
-        """The samples of a step, and those left out by reason.
+    def samples(self, step: int, make: Make) -> tuple[list[Sample], Dropped]:
+        """The samples of a step, and those left out.
 
         Where a step has no usable sample at all, those of the steps after it serve: in a long run
         over data with some bad records that happens, and is no reason to stop.
@@ -65,27 +66,29 @@ class StoreStream:
         Raises:
             DataError: nothing usable there either.
         """
-        dropped: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        bad: list[BadSample] = []
         for later in range(step, step + _MOST_EMPTY_STEPS):
             samples: list[Sample] = []
             for place in self.stream.places(later):
+                store = self.stores[place.store]
+                record = store[place.record]
                 try:
-                    samples.append(self._sample(place, make))
+                    samples.append(make(record, store.picture(record), place.epoch))
                 except (PictureError, SampleProblem) as problem:
-                    dropped[problem.reason] += 1
+                    reasons[problem.reason] += 1
+                    if isinstance(problem, PictureError) or problem.reason == SIZE_MISMATCH:
+                        found = BadSample(store.folder, record.id, problem.reason, record.image)
+                        bad.append(found)
             if samples:
-                return samples, dropped
-        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common())
+                return samples, Dropped(reasons, BadSamples.of(bad))
+        told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
         raise DataError(
-            f"no usable sample from step {step} on: {reasons}",
+            f"no usable sample from step {step} on: {told}",
+            details=BadSamples.of(bad).lines(),
             where=", ".join(str(store.folder) for store in self.stores),
             try_=f"xvlm validate {self.stores[0].folder}",
         )
-
-    def _sample(self, place: Place, make: Make) -> Sample:
-        store = self.stores[place.store]
-        record = store[place.record]
-        return make(record, store.picture(record), place.epoch)
 
 
 class PretrainFeed:
@@ -127,7 +130,7 @@ class PretrainFeed:
         data, compat = self.recipe.data, self.recipe.compat == "official"
         if data.mix == "joint":
             samples: list[Sample] = []
-            dropped: Counter[str] = Counter()
+            dropped = Dropped()
             if self.images is not None:
                 samples, dropped = self.images.samples(step, self.maker.of_caption)
             captions = len(samples)
@@ -191,8 +194,8 @@ class GroundingFeed:
         rng: np.random.Generator = augment.generator(self.recipe.seed, step, "batch", "negatives")
         return (grounding_batch(samples, negatives=self.negatives, rng=rng, dropped=dropped),)
 
-    def _make(self, record: Record, path: Path, epoch: int) -> Sample:
-        return self.maker.of_regions(record, path, epoch, mask=False, whole_first=True)
+    def _make(self, record: Record, source: Path | bytes, epoch: int) -> Sample:
+        return self.maker.of_regions(record, source, epoch, mask=False, whole_first=True)
 
 
 def _counted(batch: PretrainBatch) -> PretrainBatch:

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from xvlm_core.data.dropped import BadSamples
+
 Prediction = dict[str, Any]
 """One JSON-serialisable answer; ``id`` is its key and appears once."""
 
@@ -62,6 +64,10 @@ class Batch(Protocol):
     @property
     def dropped(self) -> Mapping[str, int]:
         """Samples left out while the batch was made, by reason."""
+
+    @property
+    def bad(self) -> BadSamples:
+        """Those of them that are damage."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

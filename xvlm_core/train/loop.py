@@ -23,6 +23,7 @@ from xvlm_core.config.schema import Recipe
 from xvlm_core.errors import CheckpointError, DivergedError
 from xvlm_core.tasks.base import Batch, Losses, Moment, Score, Scores, Task
 from xvlm_core.train import checkpoint
+from xvlm_core.train.bad_samples import BadSampleLimit
 from xvlm_core.train.engines.torch import TorchEngine, pick_device
 from xvlm_core.train.evaluation import evaluate
 from xvlm_core.train.feeding import feed_from
@@ -82,7 +83,7 @@ def train(
         DivergedError: a loss or the gradient is not finite. The update was not made.
         CheckpointError: (resume) all checkpoints are damaged.
         OutputError: another process trains this run, or its folder cannot be written.
-        DataError: from the task's feed.
+        DataError: from the task's feed, or more samples were bad than ``data.max_bad`` allows.
     """
     with locked(run.folder), Interrupts() as interrupts:
         run = run.with_status("running")
@@ -135,6 +136,12 @@ class _Loop:
             recipe.schedule,
             total_steps(recipe.schedule, self.feed.steps_per_epoch),
             official=recipe.compat == "official",
+        )
+        verb = "pretrain" if recipe.task == "pretrain" else "finetune"
+        self.limit = BadSampleLimit(
+            recipe.data.max_bad,
+            self.feed.steps_per_epoch,
+            f"xvlm {verb} --resume -o {run.folder}",
         )
         for group in groups:
             if group.names:
@@ -200,6 +207,7 @@ class _Loop:
             begin = time.perf_counter()
             batches = next(feed)
             at.window.waited += time.perf_counter() - begin
+            self.limit.check(batches)
             self._step(batches)
             at.window.seconds += time.perf_counter() - begin
             over = self.plan.is_over(at.step, self.seconds())
