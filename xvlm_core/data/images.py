@@ -156,7 +156,7 @@ class ImageRoot:
     def find(self, relative: str) -> Path:
         """As ``resolve_inside``."""
         if not isinstance(relative, str) or not _PLAIN.fullmatch(relative):
-            _check_name(relative)
+            check_name(relative)
             return self._resolved(relative, relative)
         folder, _, name = relative.rpartition("/")
         real_folder = self._folders.get(folder)
@@ -197,7 +197,12 @@ def resolve_inside(root: Path, relative: str) -> Path:
     return ImageRoot(root).find(relative)
 
 
-def _check_name(relative: object) -> None:
+def check_name(relative: object) -> None:
+    """Refuse what is no path down from a root: the part of ``resolve_inside`` that needs no disk.
+
+    Raises:
+        PictureError: as ``resolve_inside``, links aside.
+    """
     if not isinstance(relative, str) or not relative.strip() or _CONTROL.search(relative):
         raise PictureError("not a file name", repr(relative))
     if _URL.match(relative):
