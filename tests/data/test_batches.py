@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
 
 OTHERS = OtherBoxes(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
-BAD = BadSamples(2, (BadSample(Path("coco"), "7", "missing", "7.jpg"),))
+BAD = BadSamples(2, (BadSample("coco", "data/coco", "7", "missing", "7.jpg"),))
 
 
 def pretrain() -> PretrainBatch:

@@ -69,7 +69,7 @@ def test_masked_token_indices_point_at_the_tokens_to_predict(tmp_path: Path) -> 
 
 def test_texts_know_their_picture_box_and_patches(tmp_path: Path) -> None:
     samples = painted_samples(tmp_path)
-    bad = BadSamples(2, (BadSample(tmp_path, "x", "missing", "x.png"),))
+    bad = BadSamples(2, (BadSample("coco", "data/coco", "x", "missing", "x.png"),))
     batch = pretrain_batch(samples, dropped=Dropped(Counter(missing=2, other=1), bad))
     rows = [(i, t) for i, s in enumerate(samples) for t in s.texts]
     assert batch.picture_of_text_B.tolist() == [i for i, _ in rows]

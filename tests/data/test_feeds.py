@@ -192,7 +192,7 @@ def test_records_that_cannot_be_used_are_counted_by_reason(root: Path) -> None:
 
 
 def bad_of(samples: list[BadSample]) -> set[tuple[str, str, str, str]]:
-    return {(s.store.name, s.record_id, s.reason, s.file) for s in samples}
+    return {(s.store, s.record_id, s.reason, s.file) for s in samples}
 
 
 def test_damaged_samples_are_named_and_those_left_out_by_their_nature_are_not(root: Path) -> None:
@@ -244,7 +244,7 @@ def test_of_many_damaged_samples_ten_are_named_and_all_are_counted(root: Path) -
 
 
 def test_the_name_of_a_damaged_sample_is_printable() -> None:
-    bad = BadSample(Path("data/coco"), "7\x1b[31m", "missing", "a\nb.jpg")
+    bad = BadSample("coco", "data/coco", "7\x1b[31m", "missing", "a\nb.jpg")
     assert bad.line() == "coco 7[31m: missing (a b.jpg)"
 
 

@@ -27,7 +27,7 @@ from xvlm_core.train.bad_samples import BadSampleLimit
 def step_of(n: int, bad: int = 0, first: int = 0, other: int = 0) -> list[ToyBatch]:
     """A step of ``n`` samples, of which ``bad`` are damaged and ``other`` have no caption."""
     examples = (
-        BadSample(Path("data/coco"), str(i), "missing", f"{i}.jpg")
+        BadSample("coco", "data/coco", str(i), "missing", f"{i}.jpg")
         for i in range(first, first + bad)
     )
     ids = tuple(map(str, range(n - bad - other)))

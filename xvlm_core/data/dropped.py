@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from xvlm_core.data.text import sanitize
 
@@ -23,20 +22,22 @@ class BadSample:
     """A record of which no sample can be made because data is damaged.
 
     Attributes:
-        store: folder of its store.
+        store: name of its store.
+        folder: where that is.
         record_id: which record.
         reason: of :class:`~xvlm_core.data.images.PictureError`, or "size mismatch".
         file: its picture as the record names it.
     """
 
-    store: Path
+    store: str
+    folder: str
     record_id: str
     reason: str
     file: str
 
     def line(self) -> str:
         """``coco 139: truncated image (val2017/000000000139.jpg)``, printable."""
-        return sanitize(f"{self.store.name} {self.record_id}: {self.reason} ({self.file})")
+        return sanitize(f"{self.store} {self.record_id}: {self.reason} ({self.file})")
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class BadSamples:
         named = [sample.line() for sample in self.examples]
         return [*named, f"and {more:,} more"] if more > 0 else named
 
-    def folders(self) -> list[Path]:
+    def folders(self) -> list[str]:
         """The stores of the named ones."""
-        return sorted({sample.store for sample in self.examples})
+        return sorted({sample.folder for sample in self.examples})
 
 
 @dataclass(frozen=True)

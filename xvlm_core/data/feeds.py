@@ -78,8 +78,8 @@ class StoreStream:
                 except (PictureError, SampleProblem) as problem:
                     reasons[problem.reason] += 1
                     if isinstance(problem, PictureError) or problem.reason == SIZE_MISMATCH:
-                        found = BadSample(store.folder, record.id, problem.reason, record.image)
-                        bad.append(found)
+                        where = (store.name, str(store.folder), record.id)
+                        bad.append(BadSample(*where, problem.reason, record.image))
             if samples:
                 return samples, Dropped(reasons, BadSamples.of(bad))
         told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())

@@ -58,10 +58,10 @@ class BadSampleLimit:
         if self._bad <= self.max_bad * self._seen:
             return
         bad = sum((bad for _, bad in self._batches if bad.n), BadSamples())
-        records = {(sample.store, sample.record_id) for sample in bad.examples}
+        records = {(sample.folder, sample.record_id) for sample in bad.examples}
         if self.max_bad > 0 and len(records) < FEWEST_RECORDS:
             return
-        folders = [str(folder) for folder in bad.folders()]
+        folders = bad.folders()
         raise DataError(
             f"{bad.n:,} of the last {self._seen:,} training samples could not be read "
             f"(more than data.max_bad = {100 * self.max_bad:g} %)",
