@@ -22,6 +22,7 @@ from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
 
 if TYPE_CHECKING:
+    from xvlm_core.data.files import CacheSettings
     from xvlm_core.data.store import Store
 
 GROUNDING = "grounding"
@@ -45,7 +46,7 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="The store (default: the recipe's).")
+        str | None, typer.Option("--data", "-d", help="The store (default: the recipe's).")
     ] = None,
     split: Annotated[str | None, typer.Option("--split", "-s", help="Which records.")] = None,
     limit: Annotated[
@@ -68,8 +69,8 @@ def evaluate(
     from xvlm_core.errors import OutputError
     from xvlm_core.inference.checkpoints import find_checkpoint
 
-    folder, split = _data(task, data, split)
-    store = _store(folder, split)
+    folder, split, cache = _data(task, data, split)
+    store = _store(folder, split, cache)
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists", try_="another -o, or --overwrite")
     found = find_checkpoint(checkpoint, GROUNDING, os.environ)
@@ -85,14 +86,19 @@ def evaluate(
     _report(predictions, dropped, about, found, store, split, output, out)
 
 
-def _data(task: str, data: Path | None, split: str | None) -> tuple[Path, str]:
+def _data(
+    task: str, data: str | None, split: str | None
+) -> tuple[Path | str, str, CacheSettings | None]:
     """The store and the split: given, or those that the recipe of the task validates on.
+
+    And the cache of a remote one, if a recipe tells.
 
     Raises:
         UsageError: no such task, or a task alone and no store.
     """
     from xvlm_core.config.recipes import looks_like_path, nearest_names, recipe_names
     from xvlm_core.config.resolve import resolve
+    from xvlm_core.data.files import CacheSettings, as_place, store_place
     from xvlm_core.errors import UsageError
 
     if task == GROUNDING:
@@ -100,7 +106,7 @@ def _data(task: str, data: Path | None, split: str | None) -> tuple[Path, str]:
             raise UsageError(
                 "which data?", try_="xvlm evaluate grounding --data data/refcoco+ --split val"
             )
-        return data, split or "val"
+        return as_place(data), split or "val", None
     known = recipe_names("finetune")
     if task not in known and f"finetune/{task}" not in known and not looks_like_path(task):
         near = [name.partition("/")[2] for name in nearest_names(task, "finetune")]
@@ -112,14 +118,15 @@ def _data(task: str, data: Path | None, split: str | None) -> tuple[Path, str]:
     section = resolve(task, environ=os.environ, kind="finetune").recipe.data
     if data is None and not section.validation:
         raise UsageError(f"{task} validates on no store", try_="--data STORE")
-    return data or Path(section.root) / section.validation[0], split or section.validation_split
+    place = store_place(section.root, section.validation[0]) if data is None else as_place(data)
+    return place, split or section.validation_split, CacheSettings.of(section)
 
 
-def _store(folder: Path, split: str) -> Store:
+def _store(folder: Path | str, split: str, cache: CacheSettings | None) -> Store:
     from xvlm_core.data.store import Store
     from xvlm_core.errors import DataError
 
-    store = Store.open(folder)
+    store = Store.open(folder, cache)
     if not len(store.indices(split)):
         there = [name for name, n in store.manifest.splits.items() if n]
         raise DataError(
@@ -175,10 +182,10 @@ def _report(
     if not predictions:
         reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         raise DataError(
-            f"nothing to score in split {split!r} of {store.folder}"
+            f"nothing to score in split {split!r} of {store.place}"
             + (f": {reasons}" if reasons else ": no phrase with a box"),
-            where=str(store.folder),
-            try_=f"xvlm validate {store.folder}",
+            where=str(store.place),
+            try_=f"xvlm validate {store.place}",
         )
     for reason, n in dropped.items():
         out.warn(f"{n} phrases left out: {reason}")
@@ -189,7 +196,7 @@ def _report(
             write_atomically(output, ("\n".join(lines) + "\n").encode())
     scores = score(predictions, split)
     rows = [(name, f"{s.value:.4f}", s.n, s.convention) for name, s in scores.items()]
-    text = [found.origin, f"data: {store.folder}, split {split}", ""]
+    text = [found.origin, f"data: {store.place}, split {split}", ""]
     text += table(("score", "value", "n", "how"), rows)
     if output is not None:
         text.append(f"predictions: {output}")
@@ -197,7 +204,7 @@ def _report(
         {
             "task": GROUNDING,
             "model": {"folder": found.folder, "origin": found.origin, **about},
-            "data": store.folder,
+            "data": store.place,
             "split": split,
             "scores": {name: vars(s) for name, s in scores.items()},
             "dropped": dropped,

@@ -9,6 +9,7 @@ from typing import Any
 from xvlm_cli.output import Output, table
 from xvlm_core.config.resolve import Resolved, describe
 from xvlm_core.config.schema import Recipe
+from xvlm_core.data.files import store_place
 from xvlm_core.tasks.registry import missing_stores, stores_of
 
 # float32 weight, its gradient, and the two moments of AdamW
@@ -61,11 +62,11 @@ def _stores(recipe: Recipe) -> list[dict[str, Any]]:
     missing = {store.name: store.command for store in missing_stores(recipe)}
     rows: list[dict[str, Any]] = []
     for name in stores_of(recipe):
-        path = Path(recipe.data.root) / name
-        row: dict[str, Any] = {"name": name, "path": path, "found": name not in missing}
+        place = store_place(recipe.data.root, name)
+        row: dict[str, Any] = {"name": name, "path": place, "found": name not in missing}
         if row["found"]:
             try:
-                manifest = Store.open(path).manifest
+                manifest = Store.of_recipe(recipe.data, name).manifest
                 row |= {"records": manifest.records, "splits": manifest.splits}
             except DataError as error:
                 row |= {"found": False, "problem": error.what, "command": error.try_}

@@ -103,7 +103,14 @@ def _run_to_resume(request: Request) -> runs.RunInfo:
 
 
 # What may differ when a run goes on: where it runs and what it bears, not what it computes.
-_FREE = ("train.device", "data.workers", "data.max_bad", "train.log_every")
+_FREE = (
+    "train.device",
+    "data.workers",
+    "data.max_bad",
+    "data.cache",
+    "data.cache_gb",
+    "train.log_every",
+)
 
 
 def _recipe_of(run: runs.RunInfo, request: Request, overrides: Sequence[str]) -> Resolved:
@@ -209,7 +216,7 @@ def refuse_leaks(resolved: Resolved, verb: str, out: Output) -> None:
         return
     lines = []
     for leak in report.leaks:
-        store = Store.open(Path(data.root) / leak.training)
+        store = Store.of_recipe(data, leak.training)
         mine, theirs, name = leak.examples[0]
         lines.append(
             f"{leak.training}: {leak.pictures:,} of {leak.held_out}, such as {mine} "

@@ -56,17 +56,17 @@ def validate(
     """
     out = outputs.begin("validate", json_document=json_document, quiet=quiet)
     from xvlm_core.config.recipes import looks_like_path, recipe_names
+    from xvlm_core.data.files import is_url
     from xvlm_core.errors import DataError
     from xvlm_core.weights.folder import CONFIG
 
+    if is_url(place):
+        _validate_store(place.rstrip("/"), _Samples(sample, output), out, decode, dry_run)
+        return
     path = Path(place).expanduser()
     names = {part for full in recipe_names() for part in (full, full.partition("/")[2])}
     if (path / "manifest.json").is_file():
-        samples = _Samples(sample, output)
-        if dry_run:
-            _say_what_would_be_done(path, samples, out)
-        else:
-            _store(path, out, decode=decode, samples=samples)
+        _validate_store(path, _Samples(sample, output), out, decode, dry_run)
     elif (path / "run.json").is_file():
         _run(path, out)
     elif (path / CONFIG).is_file() or (path / "MANIFEST.json").is_file():
@@ -80,7 +80,16 @@ def validate(
         )
 
 
-def _say_what_would_be_done(folder: Path, samples: _Samples, out: Output) -> None:
+def _validate_store(
+    place: Path | str, samples: _Samples, out: Output, decode: bool, dry_run: bool
+) -> None:
+    if dry_run:
+        _say_what_would_be_done(place, samples, out)
+    else:
+        _store(place, out, decode=decode, samples=samples)
+
+
+def _say_what_would_be_done(folder: Path | str, samples: _Samples, out: Output) -> None:
     from xvlm_core.data.store import Store
 
     store = Store.open(folder)
@@ -93,12 +102,12 @@ def _say_what_would_be_done(folder: Path, samples: _Samples, out: Output) -> Non
     )
 
 
-def _store(folder: Path, out: Output, *, decode: bool, samples: _Samples) -> None:
+def _store(folder: Path | str, out: Output, *, decode: bool, samples: _Samples) -> None:
     from xvlm_core.data.card_builder import CardBuilder
     from xvlm_core.data.store import Store
     from xvlm_core.errors import DataError
 
-    if folder.name in ("", ".."):
+    if isinstance(folder, Path) and folder.name in ("", ".."):
         folder = Path(os.path.abspath(folder))  # a store has a name
     store = Store.open(folder)
     store.verify()

@@ -158,6 +158,11 @@ def is_url(place: Path | str) -> bool:
     return isinstance(place, str) and _URL.match(place) is not None
 
 
+def as_place(text: str) -> Path | str:
+    """What a user typed: a URL stays one, all else is a path."""
+    return text.rstrip("/") if is_url(text) else Path(text)
+
+
 def store_place(root: str, name: str) -> Path | str:
     """The place of a store under ``data.root``. ``Path("s3://x")`` would lose a slash."""
     return f"{root.rstrip('/')}/{name}" if is_url(root) else Path(root) / name

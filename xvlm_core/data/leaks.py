@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xvlm_core.data.exclusion import HELD_OUT
-from xvlm_core.data.manifest import MANIFEST, SAME
+from xvlm_core.data.files import is_store, store_place
+from xvlm_core.data.manifest import SAME
 from xvlm_core.data.store import Store
 
 if TYPE_CHECKING:
@@ -81,18 +81,17 @@ def find_leaks(data: DataSection) -> LeakReport:
     Raises:
         DataError: a store is damaged.
     """
-    root = Path(data.root)
     streams = [stream.stores for stream in (data.images, data.regions) if stream is not None]
     training = list(dict.fromkeys(name for names in streams for name in names))
     leaks: list[Leak] = []
     compared, missing, nameless = [], [], []
-    opened = {name: Store.open(root / name) for name in training if _is_there(root / name)}
+    opened = {name: Store.of_recipe(data, name) for name in training if _is_there(data, name)}
     for text in data.held_out:
         name, _, chosen = text.partition(":")
-        if not _is_there(root / name):
+        if not _is_there(data, name):
             missing.append(name)
             continue
-        other = Store.open(root / name)
+        other = Store.of_recipe(data, name)
         splits = [
             s for s in other.manifest.splits if s in (chosen.split(",") if chosen else HELD_OUT)
         ]
@@ -108,23 +107,19 @@ def find_leaks(data: DataSection) -> LeakReport:
                 continue
             leak = _compare(own, own_names, other, held, data.train_split)
             if leak is not None:
-                exclude = f"{root / name}:{','.join(splits)}"
+                exclude = f"{store_place(data.root, name)}:{','.join(splits)}"
                 leaks.append(Leak(own_name, f"{name} ({', '.join(splits)})", *leak, exclude))
     nameless += [name for name, store in opened.items() if compared and _names(store) is None]
     return LeakReport(tuple(leaks), tuple(compared), tuple(missing), tuple(nameless))
 
 
-def _is_there(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+def _is_there(data: DataSection, name: str) -> bool:
+    return is_store(store_place(data.root, name))
 
 
 def _names(store: Store) -> npt.NDArray[Any] | None:
     """``SAME_DTYPE`` rows sorted by name, mapped, not read."""
-    path = Path(store.folder) / SAME
-    if not path.is_file():
-        return None
-    rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return rows
+    return None if store.files.size(SAME) is None else store.files.array(SAME)
 
 
 def _rows_of(names: npt.NDArray[Any], store: Store, splits: Sequence[str]) -> npt.NDArray[Any]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from xvlm_core.data.files import CacheSettings, Files, is_url, open_files, store_place
+from xvlm_core.data.files import CacheSettings, Files, as_place, is_url, open_files, store_place
 from xvlm_core.data.manifest import INDEX_DTYPE, MANIFEST, Manifest
 from xvlm_core.data.numbers import RecordNumbers
 from xvlm_core.data.records import SCHEMA_VERSION, Record, RecordError, record_from_json
@@ -75,7 +75,7 @@ class Store:
             MissingToolError: fsspec lacks a package for the protocol.
         """
         if isinstance(folder, str):
-            folder = folder.rstrip("/") if is_url(folder) else Path(folder)
+            folder = as_place(folder)
         files = open_files(folder, cache)
         path = store_place(str(folder), MANIFEST)
         if files.size(MANIFEST) is None:

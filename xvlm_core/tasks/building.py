@@ -30,7 +30,7 @@ def open_stores(recipe: Recipe, names: Sequence[str]) -> list[Store]:
     Raises:
         DataError: one is missing or damaged.
     """
-    return [Store.open(Path(recipe.data.root) / name) for name in names]
+    return [Store.of_recipe(recipe.data, name) for name in names]
 
 
 def open_validation(recipe: Recipe) -> list[Store]:

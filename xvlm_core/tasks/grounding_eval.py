@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class GroundingEvaluation:
         self.max_words = max_words
         self.max_tokens = max_tokens
         self.batch_pictures = batch_pictures
-        stores = list({store.folder.resolve(): store for store in stores}.values())
+        stores = list({_identity(store): store for store in stores}.values())
         # records of different stores may have the same id
         prefixes = [""] if len(stores) == 1 else [f"{n}:{s.name}/" for n, s in enumerate(stores)]
         places = [
@@ -245,6 +246,10 @@ def objects_of(record: Record) -> tuple[BoxXYXY, ...]:
             return tuple(known)
     single = [r.box_xyxy_px for r in record.regions if r.kind in ("object", "attribute", "phrase")]
     return tuple(dict.fromkeys(single))
+
+
+def _identity(store: Store) -> Path | str:
+    return store.place.resolve() if isinstance(store.place, Path) else store.place
 
 
 def predict(model: XVLM, batch: GroundingBatch) -> list[Prediction]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xvlm_core.config.schema import Recipe
+from xvlm_core.data.files import is_store, is_url, store_place
 from xvlm_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ TASKS: dict[str, str] = {
 }
 """Task and what it learns, for ``xvlm ls tasks``."""
 
-MANIFEST = "manifest.json"
 _READERS = {
     "coco": "coco",
     "coco-karpathy": "karpathy",
@@ -41,10 +41,10 @@ _READERS = {
 
 @dataclass(frozen=True)
 class MissingStore:
-    """A store that a recipe reads and that is not on disk; the command that prepares it."""
+    """A store that a recipe reads and that is not there; the command that prepares it."""
 
     name: str
-    path: Path
+    path: Path | str
     command: str
 
 
@@ -56,12 +56,17 @@ def stores_of(recipe: Recipe) -> list[str]:
 
 
 def missing_stores(recipe: Recipe) -> list[MissingStore]:
-    """Stores that are not there, in the order in which the recipe names them. Opens nothing."""
-    root = Path(recipe.data.root)
+    """Stores that are not there, in the order in which the recipe names them. Opens nothing.
+
+    Raises:
+        DataError: a remote place does not answer.
+        MissingToolError: fsspec lacks a package for the protocol of ``data.root``.
+    """
+    places = {name: store_place(recipe.data.root, name) for name in stores_of(recipe)}
     return [
-        MissingStore(name, root / name, _command(name, root / name))
-        for name in stores_of(recipe)
-        if not (root / name / MANIFEST).is_file()
+        MissingStore(name, place, _command(name, place))
+        for name, place in places.items()
+        if not is_store(place)
     ]
 
 
@@ -76,13 +81,14 @@ def require_stores(recipe: Recipe, recipe_name: str) -> None:
     if not missing:
         return
     names = ", ".join(store.name for store in missing)
+    root = recipe.data.root.rstrip("/") if is_url(recipe.data.root) else recipe.data.root
+    local = "data" if is_url(root) else root
     raise DataError(
-        f"no data for {recipe_name}: {names} {'is' if len(missing) == 1 else 'are'} not in "
-        f"{recipe.data.root}/",
+        f"no data for {recipe_name}: {names} {'is' if len(missing) == 1 else 'are'} not in {root}/",
         details=[f"{store.name}: {store.command}" for store in missing],
-        where=str(Path(recipe.data.root).absolute()),
-        try_=f"xvlm prepare-data world --as {recipe_name} -o {recipe.data.root}  "
-        "(synthetic pictures as a stand-in)",
+        where=root if is_url(root) else str(Path(root).absolute()),
+        try_=f"xvlm prepare-data world --as {recipe_name} -o {local}  "
+        "(synthetic pictures as a stand-in)" + (f", then data.root={local}" * is_url(root)),
     )
 
 
@@ -94,16 +100,20 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
     """
     from xvlm_core.data.store import Store
 
-    root = Path(recipe.data.root)
-    return {name: Store.open(root / name).manifest.fingerprint for name in stores_of(recipe)}
+    return {
+        name: Store.of_recipe(recipe.data, name).manifest.fingerprint for name in stores_of(recipe)
+    }
 
 
-def _command(name: str, path: Path) -> str:
+def _command(name: str, place: Path | str) -> str:
     known = name in _READERS
     source = f"{_READERS[name]} FOLDER" if known else f"jsonl {name}.jsonl --images FOLDER"
     if name == "world":
         source = "world"
-    return f"xvlm prepare-data {source} -o {path}"
+    if isinstance(place, Path):
+        return f"xvlm prepare-data {source} -o {place}"
+    local = Path("data", name)
+    return f"xvlm prepare-data {source} -o {local} --pack, and copy {local} to {place}"
 
 
 def build_task(recipe: Recipe, *, start_from: Path | None = None) -> PretrainTask | GroundingTask:
