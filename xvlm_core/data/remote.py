@@ -90,7 +90,7 @@ class RemoteFiles:
         if not self._is_http and len(names) > 2:
             try:
                 self._system().invalidate_cache()
-                listing = self._ask(lambda system, path: system.ls(path, detail=True), "")
+                listing = self._ask(lambda system, path: system.ls(path, detail=True), None)
             except FileNotFoundError:
                 listing = []
             wanted = set(names)
@@ -161,22 +161,22 @@ class RemoteFiles:
 
     # ------------------------------------------------------------------ the place
 
-    def _url(self, name: str) -> str:
-        """The address of a file, proven to be inside the folder.
+    def _url(self, name: str | None) -> str:
+        """The address of a file, proven to be inside the folder; None: of the folder.
 
         Raises:
             PictureError: as ``images.resolve_inside``.
         """
-        if not name:
+        if name is None:
             return self.url
         check_name(name)
         # servers read %2e%2e as two dots, and what follows a ? is no name
         return f"{self.url}/{quote(name) if self._is_http else name}"
 
-    def _path(self, system: Any, name: str) -> str:
-        """What the file system calls a file."""
+    def _path(self, system: Any, name: str | None) -> str:
+        """What the file system calls a file (None: the folder)."""
         path = str(system._strip_protocol(self._url(name)))
-        if name and "file" in _protocols(system):  # links
+        if name is not None and "file" in _protocols(system):  # links
             path = str(resolve_inside(Path(system._strip_protocol(self.url)), name))
         return path
 
@@ -211,7 +211,7 @@ class RemoteFiles:
 
         return self._ask(fetch, name)
 
-    def _ask(self, question: Callable[[Any, str], _Answer], name: str) -> _Answer:
+    def _ask(self, question: Callable[[Any, str], _Answer], name: str | None) -> _Answer:
         """Ask the place; if it does not answer, again after a while.
 
         Raises:
