@@ -266,6 +266,11 @@ class StoreFolder:
         for path in (aside, old):
             shutil.rmtree(path, ignore_errors=True)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a shard is done that a next run need not do."""
+        return (self.work / _DONE).is_file()
+
     def release(self) -> None:
         """Let others write; what is done stays for a next run."""
         if self._lock is not None:

@@ -128,7 +128,7 @@ def prepare_plan(
         )
     finally:
         store.release()
-        if not store.done:
+        if not store.has_work:
             store.remove()
 
 
