@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from xvlm_core.data.augment import CLIP_MEAN, CLIP_STD
 from xvlm_core.data.dropped import BadSamples
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
@@ -25,7 +26,8 @@ class TextPictureBatch:
     """What every batch of texts and pictures has.
 
     Attributes:
-        pictures_ICHW: normalised pictures, float32.
+        pictures_ICHW: normalised pictures, float32; uint8 as long as they come from a loader
+            process and are on no device yet (see ``to``).
         texts: the B texts.
         picture_of_text_B: picture of each text, int64.
         boxes_cxcywh_B4: box of each text as fractions of the picture.
@@ -52,7 +54,7 @@ class TextPictureBatch:
         return len(self.pictures_ICHW)
 
     def to(self: BatchT, device: torch.device | str) -> BatchT:
-        """The same batch on another device."""
+        """The same batch on a device, its pictures normalised."""
         moved: dict[str, Any] = {}
         for name in (f.name for f in dataclasses.fields(self)):
             value = getattr(self, name)
@@ -60,7 +62,21 @@ class TextPictureBatch:
                 moved[name] = value.to(device, non_blocking=True)
             elif isinstance(value, PackedTexts | OtherBoxes):
                 moved[name] = value.to(device)
+        moved["pictures_ICHW"] = _normalised(moved["pictures_ICHW"])
         return dataclasses.replace(self, **moved)
+
+
+def _normalised(pictures_ICHW: Tensor) -> Tensor:
+    """Float32, to the bit as ``augment.normalise``."""
+    if pictures_ICHW.dtype != torch.uint8:
+        return pictures_ICHW
+    values = pictures_ICHW.to(torch.float32, memory_format=torch.contiguous_format)
+    # By tensors: CUDA multiplies with the reciprocal of a number.
+    most, mean, std = (
+        torch.tensor(value, device=values.device).view(1, -1, 1, 1)
+        for value in ((255.0,), CLIP_MEAN, CLIP_STD)
+    )
+    return values.div_(most).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True, kw_only=True)

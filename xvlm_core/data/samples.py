@@ -160,17 +160,16 @@ class SampleMaker:
         text = self._text(caption, rng)
         if text is None:
             raise SampleProblem("empty text")
-        image = read_picture(source)
         if self.settings.augment:
+            image = self._read(source)
             picture = augment.pretrain_picture(
                 image,
                 rng,
                 self.settings.image_size,
                 allow_flip=self._may_flip([caption]),
-                exact=self.settings.compat_official,
             )
         else:
-            picture = augment.test_picture(image, self.settings.image_size)
+            picture = augment.test_picture(read_picture(source), self.settings.image_size)
         return Sample(record.id, picture, (text,), cut=text.cut)
 
     # ------------------------------------------------------------------ regions
@@ -216,10 +215,10 @@ class SampleMaker:
         if whole_first:
             order.remove(kept)
             order.insert(0, kept)
-        image = read_picture(source)
-        if image.size != (record.width, record.height):
+        image = self._read(source)
+        if augment.size_of(image) != (record.width, record.height):
             raise SampleProblem(SIZE_MISMATCH)
-        crop = self._crop(image, regions[kept], rng)
+        crop = self._crop(record, regions[kept], rng)
         boxes = [r.box_xyxy_px for r in regions]
         inside = set(self._carry(boxes, crop, flip=False).kept.tolist())
         caption: str | None = None
@@ -234,15 +233,9 @@ class SampleMaker:
         texts = [regions[i].text for i in picked] + [caption or ""] + list(absent)
         flip = bool(rng.random() < 0.5) and settings.augment and self._may_flip(texts)
         if settings.augment:
-            picture = augment.region_picture(
-                image,
-                rng,
-                settings.image_size,
-                crop=crop,
-                flip=flip,
-                exact=settings.compat_official,
-            )
+            picture = augment.region_picture(image, rng, settings.image_size, crop=crop, flip=flip)
         else:
+            assert isinstance(image, Image.Image)
             picture = augment.test_picture(image, settings.image_size)
         carried = self._carry(boxes, crop, flip=flip)
         placed = dict(zip(carried.kept.tolist(), carried.boxes_xyxy_px.tolist(), strict=True))
@@ -281,12 +274,18 @@ class SampleMaker:
                 boxes.append((x1, y1, x2, y2))
         return tuple(boxes)
 
-    def _crop(self, image: Image.Image, keep: Region, rng: np.random.Generator) -> Crop:
+    def _read(self, source: Path | bytes) -> Image.Image | NDArray[np.uint8]:
+        """For Pillow where every integer must be as released (or in evaluation), else faster."""
+        if self.settings.compat_official or not self.settings.augment:
+            return read_picture(source)
+        return np.array(read_picture(source))
+
+    def _crop(self, record: Record, keep: Region, rng: np.random.Generator) -> Crop:
         if not self.settings.augment:
-            return Crop(0, 0, image.width, image.height)
+            return Crop(0, 0, record.width, record.height)
         return crop_with_boxes(
-            image.width,
-            image.height,
+            record.width,
+            record.height,
             keep.box_xyxy_px,
             rng,
             compat_official=self.settings.compat_official,

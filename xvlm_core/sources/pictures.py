@@ -21,7 +21,7 @@ from xvlm_core.data.images import (
     read_picture,
     read_range,
 )
-from xvlm_core.data.jpeg_header import ENOUGH, plain_jpeg_size
+from xvlm_core.data.jpeg_header import ENOUGH, plain_jpeg
 from xvlm_core.data.records import Box
 from xvlm_core.sources.drafts import Embedded
 
@@ -97,9 +97,9 @@ def _checked(root: ImageRoot | None, job: PictureJob, *, decode: bool, keep: boo
     with open_encoded(source) as file:
         try:
             start = file.read(ENOUGH)
-            size = plain_jpeg_size(start)
-            if size is not None and size[0] * size[1] <= MAX_PIXELS:
-                stored, kind, orientation = size, "JPEG", 1
+            header = plain_jpeg(start)
+            if header is not None and header.width * header.height <= MAX_PIXELS:
+                stored, kind, orientation = (header.width, header.height), "JPEG", 1
             else:
                 file.seek(0)
                 image, orientation = parse_header(file, name, MAX_PIXELS)
