@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import multiprocessing
 import os
 import pickle
 import shutil
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,33 @@ def test_loader_workers_read_it(kind: str, stores: dict[str, Path], cache: Cache
     reader: Any = _Pictures(store)
     loader = DataLoader(reader, batch_size=None, num_workers=2)
     assert list(loader) == [pixels(i) for i in range(N)]
+
+
+def test_workers_that_were_forked_ask_a_server_by_connections_of_their_own(
+    stores: dict[str, Path], cache: CacheSettings, tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    from torch.utils.data import DataLoader
+
+    handler = functools.partial(_Quiet, directory=str(stores["packed"].parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        expected(Store.open(f"{url}/packed", CacheSettings(tmp_path / "other")))
+        store = Store.open(f"{url}/in_place", cache)
+        expected(store)
+        shutil.rmtree(cache.place())
+        reader: Any = _Pictures(store)
+        loader = DataLoader(reader, batch_size=None, num_workers=2, timeout=60)
+        assert list(loader) == [pixels(i) for i in range(N)]
+        with pytest.raises(DataError, match=f"no prepared data in {url}/gone"):
+            Store.open(f"{url}/gone", cache)
+        server.shutdown()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 class _Pictures:

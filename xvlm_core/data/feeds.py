@@ -78,7 +78,7 @@ class StoreStream:
                 except (PictureError, SampleProblem) as problem:
                     reasons[problem.reason] += 1
                     if isinstance(problem, PictureError) or problem.reason == SIZE_MISMATCH:
-                        where = (store.name, str(store.folder), record.id)
+                        where = (store.name, str(store.place), record.id)
                         bad.append(BadSample(*where, problem.reason, record.image))
             if samples:
                 return samples, Dropped(reasons, BadSamples.of(bad))
@@ -86,8 +86,8 @@ class StoreStream:
         raise DataError(
             f"no usable sample from step {step} on: {told}",
             details=BadSamples.of(bad).lines(),
-            where=", ".join(str(store.folder) for store in self.stores),
-            try_=f"xvlm validate {self.stores[0].folder}",
+            where=", ".join(str(store.place) for store in self.stores),
+            try_=f"xvlm validate {self.stores[0].place}",
         )
 
 
