@@ -106,7 +106,7 @@ def test_zero_bears_nothing_and_one_bears_everything() -> None:
 
 def test_the_error_counts_names_ten_and_says_what_to_type() -> None:
     with pytest.raises(DataError) as caught:
-        limit(0.025).check(step_of(2000, bad=60))
+        limit(0.025).check([*step_of(1000, bad=30), *step_of(1000, bad=30, first=30)])
     lines = caught.value.lines()
     assert caught.value.exit_code == 4
     assert lines[0] == (
@@ -114,11 +114,20 @@ def test_the_error_counts_names_ten_and_says_what_to_type() -> None:
     )
     assert lines[1:3] == ["  coco 0: missing (0.jpg)", "  coco 1: missing (1.jpg)"]
     assert lines[11:] == [
-        "  and 50 more",
+        "  and more",
         "Where: data/coco",
         "Try: xvlm validate data/coco; to go on nevertheless: "
         "xvlm pretrain --resume -o runs/r data.max_bad=1",
     ]
+
+
+def test_a_record_that_is_bad_in_every_pass_is_named_once() -> None:
+    limit_after_three = limit(0.1, 3)
+    for step in (step_of(4, bad=4), step_of(4, bad=4)):
+        limit_after_three.check(step)
+    with pytest.raises(DataError, match="12 of the last 12 ") as caught:
+        limit_after_three.check(step_of(4, bad=4))
+    assert caught.value.details == tuple(f"coco {i}: missing ({i}.jpg)" for i in range(4))
 
 
 # ---------------------------------------------------------------------- whole runs
@@ -160,12 +169,17 @@ class Trainer:
 
     def run(self, *words: str) -> Ended:
         self.capsys.readouterr()
-        code = main(["pretrain", *words, "-o", "run", "--json"])
+        code = main(["pretrain", *words, "--json"])
         return Ended(code, json.loads(self.capsys.readouterr().out))
 
     def start(self, *words: str, workers: int = 0) -> Ended:
         return self.run(
-            "--recipe", str(self.root / "small.yaml"), f"data.workers={workers}", *words
+            "--recipe",
+            str(self.root / "small.yaml"),
+            f"data.workers={workers}",
+            "-o",
+            "run",
+            *words,
         )
 
 
@@ -207,7 +221,8 @@ def test_above_the_bound_the_run_ends_with_the_list_and_can_be_gone_on_with(
     assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
     assert ended.step == 4, "the last checkpoint before the sixth step"
 
-    again = trainer.run("--resume", "data.max_bad=1")
+    typed = error["try"].partition("to go on nevertheless: xvlm pretrain ")[2]
+    again = trainer.run(*typed.split())
     assert again.code == 0
     assert again.document["result"]["step"] == again.step == 12
     # steps 5 to 12, after the samples of the first four
@@ -217,7 +232,8 @@ def test_above_the_bound_the_run_ends_with_the_list_and_can_be_gone_on_with(
 def test_a_resumed_run_counts_anew(trainer: Trainer) -> None:
     trainer.break_pictures(4)
     assert trainer.start().code == 4
-    again = trainer.run("--resume")
+    again = trainer.run("--resume", "-o", "run")
+    assert again.document["error"]["what"].startswith("4 of the last 30 training samples")
     assert again.code == 4
     assert again.step == 8, "a pass after step 4 is over at step 10"
 

@@ -63,10 +63,11 @@ class BadSamples:
         return BadSamples(self.n + other.n, tuple(examples)[:MOST_EXAMPLES])
 
     def lines(self) -> list[str]:
-        """One a named sample, and how many are not named."""
-        more = self.n - len(self.examples)
+        """One a named sample, and whether there are more."""
+        # where fewer are named, the others are the same ones in a later pass
+        more = self.n > len(self.examples) == MOST_EXAMPLES
         named = [sample.line() for sample in self.examples]
-        return [*named, f"and {more:,} more"] if more > 0 else named
+        return [*named, "and more"] if more else named
 
     def folders(self) -> list[str]:
         """The stores of the named ones."""
