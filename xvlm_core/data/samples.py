@@ -27,6 +27,7 @@ from xvlm_core.data.boxes import (
 )
 from xvlm_core.data.images import read_picture
 from xvlm_core.data.masking import MaskedText, mask_tokens
+from xvlm_core.data.pixels import read_pixels
 from xvlm_core.data.records import Record, Region
 from xvlm_core.data.text import EmptyTextError, names_a_side, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
@@ -278,7 +279,7 @@ class SampleMaker:
         """For Pillow where every integer must be as released (or in evaluation), else faster."""
         if self.settings.compat_official or not self.settings.augment:
             return read_picture(source)
-        return np.array(read_picture(source))
+        return read_pixels(source)
 
     def _crop(self, record: Record, keep: Region, rng: np.random.Generator) -> Crop:
         if not self.settings.augment:
