@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xvlm_cli.output import table
 
 if TYPE_CHECKING:
-    from xvlm_core.data.card import DataCard
+    from xvlm_core.cards.card import DataCard
 
 _WIDTH = 100
 _WIDEST_CELL = 60
@@ -22,7 +22,7 @@ def card_lines(card: DataCard, *, ledger: bool = True) -> list[str]:
         card: of a store.
         ledger: with what was read, kept, dropped and repaired (where it is not said elsewhere).
     """
-    from xvlm_core.data.card_tables import LEDGER_TABLES, LONGEST_TABLE, card_tables, headline
+    from xvlm_core.cards.tables import LEDGER_TABLES, LONGEST_TABLE, card_tables, headline
     from xvlm_core.data.text import sanitize
 
     def shown(cells: Iterable[str]) -> list[str]:

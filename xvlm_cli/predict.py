@@ -181,7 +181,8 @@ def _write(
 ) -> tuple[Path, Path]:
     """The annotated picture and, beside it, the same as JSON."""
     from xvlm_cli.inputs import MARK, json_beside
-    from xvlm_core.inference.draw import annotate, png_bytes
+    from xvlm_core.drawing import png_bytes
+    from xvlm_core.inference.draw import annotate
     from xvlm_core.train.files import json_bytes, write_atomically
 
     beside = json_beside(target)

@@ -215,8 +215,8 @@ def _one(
 def _sample(output: Path, count: int, document: dict[str, Any], lines: list[str]) -> None:
     """Examples as a picture and as a page beside the store, and the data card."""
     from xvlm_cli.data_card import card_lines
-    from xvlm_core.data.card_builder import make_card
-    from xvlm_core.data.sample_files import write_samples
+    from xvlm_core.cards.builder import make_card
+    from xvlm_core.cards.files import write_samples
     from xvlm_core.data.store import Store
 
     store = Store.open(output)

@@ -17,7 +17,7 @@ from xvlm_cli.output import Output
 from xvlm_cli.progress import Progress
 
 if TYPE_CHECKING:
-    from xvlm_core.data.card import DataCard
+    from xvlm_core.cards.card import DataCard
     from xvlm_core.data.records import Record
     from xvlm_core.data.store import Store
 
@@ -103,7 +103,7 @@ def _say_what_would_be_done(folder: Path | str, samples: _Samples, out: Output) 
 
 
 def _store(folder: Path | str, out: Output, *, decode: bool, samples: _Samples) -> None:
-    from xvlm_core.data.card_builder import CardBuilder
+    from xvlm_core.cards.builder import CardBuilder
     from xvlm_core.data.store import Store
     from xvlm_core.errors import DataError
 
@@ -212,7 +212,7 @@ class _Samples:
 
     def write(self, store: Store, card: DataCard, out: Output) -> dict[str, Path] | None:
         """Write them; None if there are none to write."""
-        from xvlm_core.data.sample_files import write_samples
+        from xvlm_core.cards.files import write_samples
         from xvlm_core.errors import OutputError
 
         if not self.count or not len(store):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.cards.stores import EVERYTHING, make_store, paint
 from tests.cli.conftest import Run
-from tests.data.card_stores import EVERYTHING, make_store, paint
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xvlm_core.drawing import colour_of, png_bytes, scale_of
 from xvlm_core.errors import OutputError
-from xvlm_core.inference.draw import annotate, colour_of, png_bytes, save_png, scale_of
+from xvlm_core.inference.draw import annotate, save_png
 from xvlm_core.inference.predictor import Grounding
 
 WHITE = (255, 255, 255)

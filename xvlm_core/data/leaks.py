@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xvlm_core.data.exclusion import HELD_OUT
 from xvlm_core.data.files import is_store, store_place
 from xvlm_core.data.manifest import SAME
 from xvlm_core.data.store import Store
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from xvlm_core.config.schema import DataSection
+
+HELD_OUT = ("val", "valid", "validation", "dev", "test", "testA", "testB", "test2", "test-dev")
+"""Splits that nothing is trained on."""
 
 _EXAMPLES = 5
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xvlm_core.data.exclusion import NOTHING, Exclusions
 from xvlm_core.data.images import PictureError
 from xvlm_core.data.looks import looks_of
 from xvlm_core.data.records import Box, Record
@@ -20,6 +19,7 @@ from xvlm_core.data.shard_writer import Encoded, ShardDone, ShardWriter
 from xvlm_core.sources.base import Rules
 from xvlm_core.sources.cleaning import Cleaner
 from xvlm_core.sources.drafts import Draft, Event, Kept, Lost, Repaired
+from xvlm_core.sources.exclusion import NOTHING, Exclusions
 from xvlm_core.sources.pictures import Picture, PictureJob, check_pictures
 
 

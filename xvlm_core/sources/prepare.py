@@ -90,9 +90,9 @@ def prepare_plan(
         progress: told how far it is.
         overwrite: replace a store that is there.
     """
-    from xvlm_core.data.exclusion import load_exclusions
     from xvlm_core.data.store_folder import StoreFolder
     from xvlm_core.sources.convert import Settings
+    from xvlm_core.sources.exclusion import load_exclusions
 
     if values["resize"] is not None and not values["pack"]:
         raise UsageError("--resize writes smaller copies into the shards", try_="--pack --resize N")
@@ -142,7 +142,7 @@ def rules_of(source: Source, values: Mapping[str, Any]) -> Rules:
 def _key(source: Source, plan: Plan, values: Mapping[str, Any]) -> str:
     """The same for the same work: what decides over any byte of the store."""
     from xvlm_core import __version__
-    from xvlm_core.data.exclusion import path_of
+    from xvlm_core.sources.exclusion import path_of
 
     options = {name: value for name, value in values.items() if name not in RUNNING}
     lists = (*values["exclude"], *values["exclude_like"], *values["same_photos"])

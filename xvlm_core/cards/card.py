@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xvlm_core.cards.scripts import WITHOUT_SPACES
+from xvlm_core.cards.tallies import Repetition, Spread
 from xvlm_core.data.records import REGION_KINDS
-from xvlm_core.data.scripts import WITHOUT_SPACES
-from xvlm_core.data.tallies import Repetition, Spread
 
 KINDS = ("caption", *REGION_KINDS, "absent", "question", "answer", "statement", "proposal")
 """What is counted for each record; the regions by their kind."""

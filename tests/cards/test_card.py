@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.card_stores import EVERYTHING, make_store
+from tests.cards.stores import EVERYTHING, make_store
 from xvlm_cli.data_card import card_lines
-from xvlm_core.data.card import DataCard
-from xvlm_core.data.card_builder import make_card
-from xvlm_core.data.card_tables import card_tables
-from xvlm_core.data.paper_counts import beside_paper
+from xvlm_core.cards.builder import make_card
+from xvlm_core.cards.card import DataCard
+from xvlm_core.cards.paper import beside_paper
+from xvlm_core.cards.scripts import NO_LETTERS, OTHER, script_of
+from xvlm_core.cards.tables import card_tables
+from xvlm_core.cards.tallies import Repeats, Repetition, Spread, Tally, Words
 from xvlm_core.data.records import Record, Region
-from xvlm_core.data.scripts import NO_LETTERS, OTHER, script_of
-from xvlm_core.data.tallies import Repeats, Repetition, Spread, Tally, Words
 
 
 @pytest.fixture

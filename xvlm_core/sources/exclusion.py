@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xvlm_core.data.leaks import HELD_OUT
 from xvlm_core.data.manifest import MANIFEST
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.identity import same_as
 from xvlm_core.sources.strict_json import read_document
-
-HELD_OUT = ("val", "valid", "validation", "dev", "test", "testA", "testB", "test2", "test-dev")
-"""Splits that nothing is trained on."""
 
 ALL = "all"
 LOOKS_BITS = 4

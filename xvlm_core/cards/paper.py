@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from xvlm_core.data.card import DataCard
+from xvlm_core.cards.card import DataCard
 
 _SUBSET = 0.9
 """Below this share of the paper's pictures a store is called a subset."""

@@ -6,14 +6,14 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from xvlm_core.data.card import DataCard
-from xvlm_core.data.card_builder import make_card
-from xvlm_core.data.card_page import card_page
-from xvlm_core.data.contact_sheet import contact_sheet
-from xvlm_core.data.examples import choose_examples
+from xvlm_core.cards.builder import make_card
+from xvlm_core.cards.card import DataCard
+from xvlm_core.cards.examples import choose_examples
+from xvlm_core.cards.page import card_page
+from xvlm_core.cards.sheet import contact_sheet
 from xvlm_core.data.store import Store
+from xvlm_core.drawing import png_bytes
 from xvlm_core.errors import OutputError
-from xvlm_core.inference.draw import png_bytes
 
 
 def write_samples(

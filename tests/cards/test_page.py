@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.data.card_stores import EVERYTHING, make_store, paint
-from xvlm_core.data.card_builder import make_card
-from xvlm_core.data.card_page import card_page
-from xvlm_core.data.contact_sheet import TILE_PX, contact_sheet, drawn_regions
-from xvlm_core.data.examples import choose_examples, examples
+from tests.cards.stores import EVERYTHING, make_store, paint
+from xvlm_core.cards.builder import make_card
+from xvlm_core.cards.examples import choose_examples, examples
+from xvlm_core.cards.files import write_samples
+from xvlm_core.cards.page import card_page
+from xvlm_core.cards.sheet import TILE_PX, contact_sheet, drawn_regions
 from xvlm_core.data.records import Answer, Question, Record, Region, Statement
-from xvlm_core.data.sample_files import write_samples
 from xvlm_core.data.store import Store
+from xvlm_core.drawing import colour_of
 from xvlm_core.errors import OutputError
-from xvlm_core.inference.draw import colour_of
 
 EVIL = '</title></style><script>alert(1)</script><img src=x onerror="alert(2)">\u202e&"\'\u2066'
 

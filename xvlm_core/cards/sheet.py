@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from xvlm_core.data.examples import Example, Shown, examples, truth
+from xvlm_core.cards.examples import Example, Shown, examples, truth
 from xvlm_core.data.records import Record, Region
 from xvlm_core.data.store import Store
 from xvlm_core.data.text import sanitize
-from xvlm_core.inference import draw as drawing
-from xvlm_core.inference.draw import Colour, Font, RectXYXY, colour_of
+from xvlm_core.drawing import (
+    PADDING,
+    Colour,
+    Font,
+    Label,
+    RectXYXY,
+    colour_of,
+    draw_box,
+    draw_label,
+    font_of,
+    measured,
+    place_of,
+    rect_of,
+)
 
 TILE_PX = 440
 """Width of a tile, and the greatest height of its picture."""
@@ -125,12 +138,7 @@ def _draw_boxes(canvas: Image.Image, record: Record) -> None:
     across, down = canvas.width / record.width, canvas.height / record.height
 
     def rect(box_xyxy_px: Sequence[float]) -> RectXYXY:
-        x1, y1, x2, y2 = box_xyxy_px
-        left = min(max(0, math.floor(x1 * across)), canvas.width - 1)
-        top = min(max(0, math.floor(y1 * down)), canvas.height - 1)
-        right = min(max(left, math.ceil(x2 * across) - 1), canvas.width - 1)
-        bottom = min(max(top, math.ceil(y2 * down) - 1), canvas.height - 1)
-        return left, top, right, bottom
+        return rect_of(box_xyxy_px, across, down, canvas.size)
 
     for box in record.proposals_xyxy_px[:_MOST_BOXES]:
         draw.rectangle(rect(box), outline=_PROPOSAL, width=1)
@@ -140,30 +148,21 @@ def _draw_boxes(canvas: Image.Image, record: Record) -> None:
             draw.rectangle(rect(region.box_xyxy_px), outline=_GREY, width=1)
     rects = [rect(region.box_xyxy_px) for region in labelled]
     for index, place in enumerate(rects):
-        drawing._draw_box(draw, place, 2, colour_of(index), dashed=False)
+        draw_box(draw, place, 2, colour_of(index), dashed=False)
     taken: list[RectXYXY] = []
     for index, (region, place) in enumerate(zip(labelled, rects, strict=True)):
         label = _label(draw, region.text, canvas.width)
-        plate = drawing._place(label, place, taken, canvas.size)
+        plate = place_of(label, place, taken, canvas.size)
         taken.append(plate)
-        drawing._draw_label(draw, label, plate, colour_of(index), False)
+        draw_label(draw, label, plate, colour_of(index), False)
 
 
-def _label(draw: ImageDraw.ImageDraw, text: str, width: int) -> drawing._Label:
+def _label(draw: ImageDraw.ImageDraw, text: str, width: int) -> Label:
     text = sanitize(text[:_LONGEST]) or "..."
-    font = drawing._font(_LABEL_PX, beyond_ascii=not text.isascii())
-    text = _shortened(text, font, width - 2 * drawing._PADDING)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    _, low_top, _, low_bottom = draw.textbbox((0, 0), "Ag|", font=font)
-    top, bottom = min(top, low_top), max(bottom, low_bottom)
-    return drawing._Label(
-        text,
-        font,
-        min(math.ceil(right - left) + 2 * drawing._PADDING, width),
-        math.ceil(bottom - top) + 2 * drawing._PADDING,
-        drawing._PADDING - math.floor(left),
-        drawing._PADDING - math.floor(top),
-    )
+    font = font_of(_LABEL_PX, beyond_ascii=not text.isascii())
+    text = _shortened(text, font, width - 2 * PADDING)
+    label = measured(draw, text, font)
+    return dataclasses.replace(label, width=min(label.width, width))
 
 
 # ------------------------------------------------------------------ the texts
@@ -215,7 +214,7 @@ def _paragraph(
 def _wrapped(text: str, width: int, most: int) -> list[str]:
     """A text in at most so many lines of so many pixels, the last one shortened."""
     text = sanitize(text[:_LONGEST]) or "..."
-    font = drawing._font(_TEXT_PX, beyond_ascii=not text.isascii())
+    font = font_of(_TEXT_PX, beyond_ascii=not text.isascii())
     lines: list[str] = []
     while text and len(lines) < most - 1:
         if font.getlength(text) <= width:
@@ -251,7 +250,7 @@ def _write(
     *,
     struck: bool = False,
 ) -> None:
-    font = drawing._font(_TEXT_PX, beyond_ascii=not text.isascii())
+    font = font_of(_TEXT_PX, beyond_ascii=not text.isascii())
     draw.text(at, text, fill=colour, font=font)
     if struck:
         middle = at[1] + _LINE_PX // 2

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from xvlm_core.data.exclusion import LOOKS_BITS, Exclusions, load_exclusions
 from xvlm_core.data.looks import looks_of
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store, StoreWriter
 from xvlm_core.errors import DataError, UsageError
+from xvlm_core.sources.exclusion import LOOKS_BITS, Exclusions, load_exclusions
 from xvlm_core.sources.prepare import prepare
 
 KARPATHY = {

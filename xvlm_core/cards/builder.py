@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xvlm_core.data.card import (
+from xvlm_core.cards.card import (
     COCO_SIZES,
     KINDS,
     SHARE_BOUNDS_PERCENT,
@@ -24,9 +24,9 @@ from xvlm_core.data.card import (
     SplitAmounts,
     TextSizes,
 )
+from xvlm_core.cards.scripts import script_of
+from xvlm_core.cards.tallies import Repeats, Tally, Words
 from xvlm_core.data.records import REGION_KINDS, Record
-from xvlm_core.data.scripts import script_of
-from xvlm_core.data.tallies import Repeats, Tally, Words
 from xvlm_core.data.text import sanitize
 
 if TYPE_CHECKING:

@@ -16,15 +16,15 @@ from html import escape
 
 from PIL import Image
 
-from xvlm_core.data.card import DataCard
-from xvlm_core.data.card_tables import CardTable, card_tables, headline
-from xvlm_core.data.contact_sheet import drawn_regions
-from xvlm_core.data.examples import Example, Shown, examples, truth
-from xvlm_core.data.page_style import COLOURS, MARKED_BOXES, style
+from xvlm_core.cards.card import DataCard
+from xvlm_core.cards.examples import Example, Shown, examples, truth
+from xvlm_core.cards.sheet import drawn_regions
+from xvlm_core.cards.style import COLOURS, MARKED_BOXES, style
+from xvlm_core.cards.tables import CardTable, card_tables, headline
 from xvlm_core.data.records import Record, Region
 from xvlm_core.data.store import Store
 from xvlm_core.data.text import sanitize
-from xvlm_core.inference.draw import scale_of
+from xvlm_core.drawing import scale_of
 
 PICTURE_PX = 640
 """Longest side of a picture in the page."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from xvlm_core.data.card import TRUTH
+from xvlm_core.cards.card import TRUTH
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store

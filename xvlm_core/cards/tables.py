@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from xvlm_core.data.card import DataCard
-from xvlm_core.data.paper_counts import beside_paper
-from xvlm_core.data.tallies import Repetition, Spread
+from xvlm_core.cards.card import DataCard
+from xvlm_core.cards.paper import beside_paper
+from xvlm_core.cards.tallies import Repetition, Spread
 
 PLURALS = {
     "caption": "captions",
