@@ -22,7 +22,7 @@ from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
 
 if TYPE_CHECKING:
-    from xvlm_core.data.files import CacheSettings
+    from xvlm_core.data.block_cache import CacheSettings
     from xvlm_core.data.store import Store
 
 GROUNDING = "grounding"
@@ -98,7 +98,8 @@ def _data(
     """
     from xvlm_core.config.recipes import looks_like_path, nearest_names, recipe_names
     from xvlm_core.config.resolve import resolve
-    from xvlm_core.data.files import CacheSettings, as_place, store_place
+    from xvlm_core.data.block_cache import CacheSettings
+    from xvlm_core.data.files import as_place, store_place
     from xvlm_core.errors import UsageError
 
     if task == GROUNDING:

@@ -22,8 +22,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from xvlm_core.data import block_cache, remote
-from xvlm_core.data.block_cache import BlockCache
-from xvlm_core.data.files import CacheSettings, LocalFiles, as_place, is_url, store_place
+from xvlm_core.data.block_cache import BlockCache, CacheSettings
+from xvlm_core.data.files import LocalFiles, as_place, is_url, store_place
 from xvlm_core.data.images import PictureError
 from xvlm_core.data.records import Record, Region
 from xvlm_core.data.remote import RemoteFiles

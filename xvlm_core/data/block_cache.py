@@ -9,6 +9,7 @@ what was used longest ago removed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import struct
@@ -16,8 +17,12 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xvlm_core.errors import OutputError
+
+if TYPE_CHECKING:
+    from xvlm_core.config.schema import DataSection
 
 _HEADER = struct.Struct(">4sQ")
 _MAGIC = b"xvb1"
@@ -30,6 +35,40 @@ _UNIT = 4096
 _KEPT = 0.9
 _FORGOTTEN_S = 3600.0
 """Age from which on the part of a block is what a killed process left."""
+
+CACHE_GB = 20.0
+"""What a cache may take unless a recipe says otherwise, in 10^9 bytes."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where what was read from remote places is kept on this machine.
+
+    Attributes:
+        folder: several processes and runs may share it; None: ``$XDG_CACHE_HOME/xvlm/stores``.
+        limit_bytes: the most it may take; what was used longest ago goes first.
+    """
+
+    folder: Path | None = None
+    limit_bytes: int = int(CACHE_GB * 1e9)
+
+    @classmethod
+    def of(cls, data: DataSection) -> CacheSettings:
+        """As a recipe says."""
+        folder = None if data.cache is None else Path(data.cache).expanduser()
+        return cls(folder, int(data.cache_gb * 1e9))
+
+    def place(self) -> Path:
+        """The folder; nothing is made."""
+        if self.folder is not None:
+            return self.folder
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(home).expanduser() / "xvlm" / "stores"
+
+
+def hash_name(*parts: str) -> str:
+    """A file name that stands for some texts."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from xvlm_core.data.block_cache import CacheSettings
 from xvlm_core.data.manifest import MANIFEST, sha256_file
-
-if TYPE_CHECKING:
-    from xvlm_core.config.schema import DataSection
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """Two letters at least: ``c://`` is a drive."""
 
 _KEPT_OPEN = 128
 """Files that are kept open: twice the shards that a window of the stream mixes."""
-
-CACHE_GB = 20.0
-"""What a cache may take unless a recipe says otherwise, in 10^9 bytes."""
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """Where what was read from remote places is kept on this machine.
-
-    Attributes:
-        folder: several processes and runs may share it; None: ``$XDG_CACHE_HOME/xvlm/stores``.
-        limit_bytes: the most it may take; what was used longest ago goes first.
-    """
-
-    folder: Path | None = None
-    limit_bytes: int = int(CACHE_GB * 1e9)
-
-    @classmethod
-    def of(cls, data: DataSection) -> CacheSettings:
-        """As a recipe says."""
-        folder = None if data.cache is None else Path(data.cache).expanduser()
-        return cls(folder, int(data.cache_gb * 1e9))
-
-    def place(self) -> Path:
-        """The folder; nothing is made."""
-        if self.folder is not None:
-            return self.folder
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(home).expanduser() / "xvlm" / "stores"
 
 
 class Files(Protocol):
@@ -190,8 +157,3 @@ def is_store(place: Path | str) -> bool:
         MissingToolError: as ``open_files``.
     """
     return open_files(place).size(MANIFEST) is not None
-
-
-def hash_name(*parts: str) -> str:
-    """A file name that stands for some texts."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()

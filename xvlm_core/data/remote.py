@@ -20,8 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from xvlm_core.data.block_cache import BlockCache
-from xvlm_core.data.files import CacheSettings, hash_name
+from xvlm_core.data.block_cache import BlockCache, CacheSettings, hash_name
 from xvlm_core.data.images import check_name, resolve_inside
 from xvlm_core.errors import DataError, MissingToolError, UsageError
 

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from xvlm_core.data.files import CacheSettings, Files, as_place, is_url, open_files, store_place
+from xvlm_core.data.block_cache import CacheSettings
+from xvlm_core.data.files import Files, as_place, is_url, open_files, store_place
 from xvlm_core.data.manifest import INDEX_DTYPE, MANIFEST, Manifest
 from xvlm_core.data.numbers import RecordNumbers
 from xvlm_core.data.records import SCHEMA_VERSION, Record, RecordError, record_from_json
