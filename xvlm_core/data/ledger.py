@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from json.encoder import encode_basestring as _quoted
 from typing import Any, Literal, Protocol
 
@@ -139,6 +140,31 @@ class Ledger:
                 raise AssertionError(
                     f"{item}: read {count['read']} != kept {count['kept']} + dropped {dropped}"
                 )
+
+
+def examples_of(
+    files: Iterable[Path], most: int, *, among: Callable[[str], bool] | None = None
+) -> list[str]:
+    """Some of what was dropped, a line each.
+
+    Args:
+        files: ledgers.
+        most: lines.
+        among: whether a reason counts; None: all that stand for themselves ("picture: missing"
+            does not).
+    """
+    found: list[str] = []
+    for path in files:
+        with open(path, encoding="utf-8") as file:
+            for text in file:
+                line = json.loads(text)
+                wanted = among(line["reason"]) if among else ": " not in line["reason"]
+                if line["what"] == "dropped" and wanted:
+                    seen = "" if line["seen"] is None else f" ({line['seen']})"
+                    found.append(f"{line['item']} {line['id']}: {line['reason']}{seen}")
+                if len(found) == most:
+                    return found
+    return found
 
 
 def is_damage(reason: str) -> bool:

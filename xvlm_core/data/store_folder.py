@@ -52,8 +52,10 @@ class StoreFolder:
         if image_root is not None:
             self.image_root = Path(os.path.realpath(image_root))
         self.given = folder
+        self.overwrite = overwrite
         self.work = self._beside("partial")
         self.done: dict[int, ShardDone] = {}
+        self.events: dict[int, str] = {}
         self._lock: IO[str] | None = None
         self._refuse_name()
         self._refuse(overwrite)
@@ -73,6 +75,8 @@ class StoreFolder:
             ) from error
 
     def _refuse(self, overwrite: bool) -> None:
+        if self.folder == Path.cwd():
+            raise OutputError("the current folder cannot become a store", try_="another -o FOLDER")
         try:
             if not os.path.lexists(self.folder):
                 return
@@ -105,7 +109,9 @@ class StoreFolder:
         with self.writing():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            aside = self._beside("parts")
+            old, aside = self._beside("old"), self._beside("parts")
+            if old.is_dir():  # of a run that was killed while it replaced a store
+                shutil.rmtree(old) if self.folder.exists() else os.rename(old, self.folder)
             if aside.is_dir() and self.work.is_dir() and not (self.work / PARTS).exists():
                 os.rename(aside, self.work / PARTS)  # killed between the last two renames
             shutil.rmtree(aside, ignore_errors=True)
@@ -121,23 +127,28 @@ class StoreFolder:
         self.done.clear()
 
     def _take_lock(self) -> None:
-        self._lock = open(self._beside("lock"), "a")  # noqa: SIM115 (closed in release)
+        path = self._beside("lock")
         try:
             import fcntl
         except ImportError:  # Windows: two processes at once are not noticed there
             return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            self._lock = None
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return  # a file system without locks
-            raise OutputError(
-                f"another xvlm prepare-data is writing {self.given}",
-                where=str(self.work),
-                try_="wait for it, or another -o FOLDER",
-            ) from error
+        while True:
+            lock = open(path, "a")  # noqa: SIM115 (closed in release)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.close()
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    return  # a file system without locks
+                raise OutputError(
+                    f"another xvlm prepare-data is writing {self.given}",
+                    where=str(self.work),
+                    try_="wait for it, or another -o FOLDER",
+                ) from error
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                self._lock = lock
+                return
+            lock.close()  # its last owner had removed it: that of now is another file
 
     def _same_key(self, key: str) -> bool:
         path = self.work / _KEY
@@ -159,6 +170,7 @@ class StoreFolder:
             if not line.endswith(b"\n"):
                 break
             good += line
+            self.events[done.number] = value.get("events", "")
             if self._is_there(done):
                 found[done.number] = done
         if good != content:
@@ -174,9 +186,19 @@ class StoreFolder:
         whole = file.is_file() and file.stat().st_size == shard.bytes
         return whole and all((self.work / name).is_file() for name in parts)
 
-    def add(self, done: ShardDone) -> None:
-        """Note that a shard is done: from now on it is not done again."""
-        line = {"number": done.number, "shard": done.shard.model_dump(), "counts": done.counts}
+    def add(self, done: ShardDone, events: str = "") -> None:
+        """Note that a shard is done: from now on it is not done again.
+
+        Args:
+            done: the shard.
+            events: what it was made of (a digest): if that differs the next time, it is done again.
+        """
+        line = {
+            "number": done.number,
+            "events": events,
+            "shard": done.shard.model_dump(),
+            "counts": done.counts,
+        }
         with self.writing(), open(self.work / _DONE, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             sync(file)
@@ -250,8 +272,7 @@ class StoreFolder:
 
     def _into_place(self) -> None:
         old, aside = self._beside("old"), self._beside("parts")
-        if old.exists():  # of a run that was killed between the two renames
-            shutil.rmtree(old)
+        self._refuse(self.overwrite)  # what came there in the meantime is not ours to replace
         existed = self.folder.exists()
         if existed:
             os.rename(self.folder, old)
@@ -265,6 +286,10 @@ class StoreFolder:
         sync_folder(self.folder.parent)
         for path in (aside, old):
             shutil.rmtree(path, ignore_errors=True)
+
+    def ledgers(self) -> list[Path]:
+        """Those of the shards that are done, in order."""
+        return [self.work / ledger_part(number) for number in sorted(self.done)]
 
     @property
     def has_work(self) -> bool:

@@ -90,6 +90,7 @@ class Plan:
         unit: what ``total`` counts.
         files: further files of the store (name: content), asked for after the last event.
         shard_records: drafts a shard where the option does not say it; None: the usual number.
+        rules: that are on for this data if nothing is said; None: the source's.
     """
 
     events: Iterator[Event]
@@ -99,6 +100,7 @@ class Plan:
     unit: str = "pictures"
     files: Callable[[], Mapping[str, bytes]] = dict
     shard_records: int | None = None
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -12,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xvlm_core.errors import DataError, MissingToolError
@@ -21,8 +24,30 @@ if TYPE_CHECKING:
     from xvlm_core.data.shard_writer import ShardDone
     from xvlm_core.sources.convert import Settings
 
-Job = tuple[int, list[Event]]
-"""Number and events of a shard."""
+@dataclass(frozen=True)
+class Job:
+    """A shard to do.
+
+    Attributes:
+        number: of the shard.
+        events: what it is made of.
+        packed: the same as bytes, as they travel to other processes.
+    """
+
+    number: int
+    events: list[Event]
+    packed: bytes
+
+    @classmethod
+    def of(cls, number: int, events: list[Event]) -> Job:
+        """Events, and the bytes that stand for them."""
+        return cls(number, events, pickle.dumps(events, pickle.HIGHEST_PROTOCOL))
+
+    @property
+    def digest(self) -> str:
+        """Differs if the events do."""
+        return hashlib.sha256(self.packed).hexdigest()
+
 
 _RARELY = (50_000, 20, 100)
 """Thresholds of the garbage collector."""
@@ -33,8 +58,8 @@ def here(settings: Settings, jobs: Iterable[Job]) -> Iterator[ShardDone]:
     from xvlm_core.sources.convert import write_shard
 
     with _rare_collections():
-        for number, events in jobs:
-            yield write_shard(settings, number, events)
+        for job in jobs:
+            yield write_shard(settings, job.number, job.events)
 
 
 def in_processes(settings: Settings, jobs: Iterable[Job], workers: int) -> Iterator[ShardDone]:
@@ -55,8 +80,8 @@ def in_processes(settings: Settings, jobs: Iterable[Job], workers: int) -> Itera
     try:
         running: set[Future[ShardDone]] = set()
         with _rare_collections():
-            for number, events in jobs:
-                running.add(pool.submit(_work, number, events))
+            for job in jobs:
+                running.add(pool.submit(_work, job.number, job.packed))
                 while len(running) > workers:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -91,11 +116,11 @@ def _rare_collections() -> Iterator[None]:
 _settings: Settings | None = None
 
 
-def _work(number: int, events: list[Event]) -> ShardDone:
+def _work(number: int, packed: bytes) -> ShardDone:
     from xvlm_core.sources.convert import write_shard
 
     assert _settings is not None
-    return write_shard(_settings, number, events)
+    return write_shard(_settings, number, pickle.loads(packed))
 
 
 def _start_worker(parent: int, settings: Settings) -> None:
@@ -159,8 +184,8 @@ def on_ray(settings: Settings, jobs: Iterable[Job], workers: int | None) -> Iter
         shared = ray.put(settings)
         at_once = workers or int(ray.cluster_resources().get("CPU", 1))
         running: list[Any] = []
-        for number, events in jobs:
-            running.append(task.remote(shared, number, events))
+        for job in jobs:
+            running.append(task.remote(shared, job.number, job.events))
             while len(running) > at_once:
                 done, running = ray.wait(running)
                 yield from ray.get(done)

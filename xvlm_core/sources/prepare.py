@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,10 +98,10 @@ def prepare_plan(
     if values["resize"] is not None and not values["pack"]:
         raise UsageError("--resize writes smaller copies into the shards", try_="--pack --resize N")
     excluded = load_exclusions(values["exclude"], values["exclude_like"], values["same_photos"])
-    rules = rules_of(source, values)
+    rules = rules_of(plan.rules or source.rules, values)
     store = StoreFolder(output, plan.image_root, overwrite=overwrite)
+    store.begin(_key(source, plan, values))
     try:
-        store.begin(_key(source, plan, values))
         settings = Settings(
             work=store.work,
             source=source.name,
@@ -127,20 +128,23 @@ def prepare_plan(
             excluded=excluded.sources,
         )
     finally:
-        store.release()
         if not store.has_work:
             store.remove()
+        store.release()
 
 
-def rules_of(source: Source, values: Mapping[str, Any]) -> Rules:
-    """The cleaning rules of a source, where the options do not say otherwise."""
+def rules_of(usual: Rules, values: Mapping[str, Any]) -> Rules:
+    """The cleaning rules of a source or plan, where the options do not say otherwise."""
     names = [field.name for field in dataclasses.fields(Rules)]
     said = {name: values[name] for name in names if values[name] is not None}
-    return dataclasses.replace(source.rules, **said)
+    return dataclasses.replace(usual, **said)
 
 
 def _key(source: Source, plan: Plan, values: Mapping[str, Any]) -> str:
     """The same for the same work: what decides over any byte of the store."""
+    import numpy as np
+    import PIL
+
     from xvlm_core import __version__
     from xvlm_core.sources.exclusion import path_of
 
@@ -154,7 +158,8 @@ def _key(source: Source, plan: Plan, values: Mapping[str, Any]) -> str:
             states.append([str(path), status.st_size, status.st_mtime_ns])
         except OSError:
             states.append([str(path), None, None])
-    known = [__version__, source.name, options, str(plan.image_root), states]
+    made_by = [__version__, sys.version, PIL.__version__, np.__version__]
+    known = [made_by, source.name, options, str(plan.image_root), states]
     return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
 
 
@@ -167,24 +172,27 @@ def _do_shards(
 ) -> None:
     usual = _PACKED_RECORDS if values["pack"] else _SHARD_RECORDS
     size = values["shard_records"] or plan.shard_records or usual
-    earlier, seen = dict(store.done), 0
+    earlier, seen = dict(store.events), 0
     told = 0
     sizes: dict[int, int] = {}
+    digests: dict[int, str] = {}
 
     def jobs() -> Iterator[engines.Job]:
         nonlocal seen, told
         for number, (events, drafts) in enumerate(_chunks(_read(plan.events), size)):
             seen = number + 1
-            if number in earlier:
+            job = engines.Job.of(number, events)
+            digests[number] = job.digest
+            if number in store.done and earlier.get(number) == job.digest:
                 told += drafts
             else:
                 sizes[number] = drafts
-                yield number, events
+                yield job
 
     workers = values["workers"] or os.cpu_count() or 1
     with store.writing():
         for done in _engine(values["engine"], settings, jobs(), workers):
-            store.add(done)
+            store.add(done, digests[done.number])
             told += sizes.pop(done.number)
             if progress is not None:
                 progress(told, plan.total, plan.unit)
@@ -225,7 +233,7 @@ def _chunks(events: Iterator[Event], size: int) -> Iterator[tuple[list[Event], i
 
 
 def _nothing(source: Source, store: StoreFolder) -> DataError:
-    from xvlm_core.data.ledger import merged
+    from xvlm_core.data.ledger import examples_of, merged
 
     counts = merged(done.counts for done in store.done.values())
     found = [
@@ -236,7 +244,7 @@ def _nothing(source: Source, store: StoreFolder) -> DataError:
     lines = [f"{item}: {n} dropped, {reason}" for n, item, reason in sorted(found, reverse=True)]
     return DataError(
         f"nothing to keep in this {source.name} data",
-        details=lines[:10],
+        details=[*lines[:10], "such as", *examples_of(store.ledgers(), 5)],
         where=str(store.image_root),
         try_=f"xvlm prepare-data {source.name} --help",
     )
