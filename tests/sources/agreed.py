@@ -152,8 +152,8 @@ def boxes(figures: Figures, run: Run, source: str, **options: Any) -> Made:
     again("kept_if_box_check_is_int", invalid_boxes="int")
     again("kept_if_box_check_is_half_px", invalid_boxes="half-px")
     again("kept_if_overlap_is_measured_against_the_shorter_text", text_overlap="shorter")
-    again("kept_after_removing_karpathy_val_and_test_images", exclude=[KARPATHY])
-    again("kept_after_also_removing_flickr30k_photos", exclude=[KARPATHY, FLICKR])
+    again("kept_after_removing_karpathy_val_and_test_images", exclude=[KARPATHY], split="train")
+    again("kept_after_also_removing_flickr30k_photos", exclude=[KARPATHY, FLICKR], split="train")
     alone = again("kept_without_crowd_boxes", crowd=False)
     if alone is not None:
         assert alone.dropped("region", "crowd") == figures["crowd_boxes_among_read"]

@@ -132,7 +132,7 @@ def test_a_store_excludes_its_held_out_pictures_by_name_or_file(tmp_path: Path) 
     found = load_exclusions([store])
     assert not excluded(found, "coco:1")
     assert excluded(found, "flickr:22222")
-    assert excluded(found, path="elsewhere/3.jpg")
+    assert excluded(found, path="pictures/3.jpg")
     assert not excluded(load_exclusions([f"{store}:val"]), "coco:2")
 
 

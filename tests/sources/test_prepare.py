@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import REPOSITORY
 from xvlm_core.data.images import read_picture
 from xvlm_core.data.store import Store
 from xvlm_core.errors import DataError, MissingToolError, OutputError, UsageError
@@ -314,3 +316,116 @@ def test_a_shard_that_is_lost_or_changed_is_named(mine: dict[str, Any], tmp_path
             Store.open(folder)
         assert caught.value.try_ is not None
         assert "prepare it again: x" in caught.value.try_
+
+
+def test_a_process_that_is_refused_leaves_the_others_work_alone(
+    mine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard = convert.write_shard
+
+    def with_a_rival(settings: Any, number: int, events: Any) -> Any:
+        with pytest.raises(OutputError, match="another"):
+            prepare("jsonl", tmp_path / "store", {**mine, "workers": 1}, command="x")
+        return write_shard(settings, number, events)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_shard", with_a_rival)
+        prepare("jsonl", tmp_path / "store", {**mine, "workers": 1}, command="x")
+    assert files_of(tmp_path / "store") == made(mine, tmp_path / "whole", workers=1)
+
+
+def test_what_appears_at_the_place_in_the_meantime_is_not_replaced(
+    mine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard = convert.write_shard
+
+    def meanwhile(settings: Any, number: int, events: Any) -> Any:
+        (tmp_path / "store").mkdir(exist_ok=True)
+        (tmp_path / "store" / "thesis.txt").write_text("years of work")
+        return write_shard(settings, number, events)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_shard", meanwhile)
+        with pytest.raises(OutputError, match="is not empty"):
+            prepare("jsonl", tmp_path / "store", {**mine, "workers": 1}, command="x")
+    assert (tmp_path / "store" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_that_changed_while_it_stood_still_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pictures" / "inside"
+    folder.mkdir(parents=True)
+    for i in range(8):
+        Image.new("RGB", (8, 8), (i, i, i)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    options = {"root": tmp_path / "pictures", "shard_records": 3, "workers": 1}
+    write_shard = convert.write_shard
+
+    def stop(settings: Any, number: int, events: Any) -> Any:
+        if number == 1:
+            raise KeyboardInterrupt
+        return write_shard(settings, number, events)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("image-folder", tmp_path / "store", options, command="x")
+    (folder / "0.png").unlink()
+    (folder / "0.txt").unlink()
+    prepare("image-folder", tmp_path / "store", options, command="x")
+    prepare("image-folder", tmp_path / "whole", options, command="x")
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
+
+
+PLAN = """
+import hashlib, pickle, sys
+from pathlib import Path
+from xvlm_core.sources.registry import SOURCES, checked_options
+source = SOURCES["jsonl"]
+options = {"annotations": [Path(sys.argv[1])], "images": Path(sys.argv[2])}
+values = checked_options(source, options)
+plan = source.plan({option.name: values[option.name] for option in source.options})
+print(hashlib.sha256(pickle.dumps(list(plan.events), pickle.HIGHEST_PROTOCOL)).hexdigest())
+"""
+
+
+def test_what_a_shard_is_made_of_is_the_same_for_every_process(mine: dict[str, Any]) -> None:
+    digests = set()
+    for seed in ("1", "2"):
+        words = [str(mine["annotations"][0]), str(mine["images"])]
+        done = subprocess.run(
+            [sys.executable, "-c", PLAN, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(REPOSITORY)},
+        )
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_the_current_folder_is_not_taken_from_under_ones_feet(
+    mine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="current folder"):
+        prepare("jsonl", Path(), mine, command="x")
+
+
+def test_a_picture_that_the_disk_cannot_read_is_lost_alone(
+    mine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xvlm_core.sources import pictures
+
+    checked = pictures._checked
+
+    def bad_sector(root: Any, job: Any, **options: Any) -> Any:
+        if job.picture == "7.gif":
+            raise OSError(5, "Input/output error")
+        return checked(root, job, **options)
+
+    monkeypatch.setattr(pictures, "_checked", bad_sector)
+    manifest = prepare("jsonl", tmp_path / "store", {**mine, "workers": 1}, command="x")
+    assert manifest.counts["picture"]["dropped"] == {"missing": 1, "unreadable": 1}

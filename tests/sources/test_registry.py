@@ -37,7 +37,9 @@ def test_every_source_has_a_plan_and_defaults_that_hold(name: str) -> None:
 def test_the_rules_of_a_source_hold_where_nothing_else_is_said() -> None:
     coco = SOURCES["coco"]
     assert rules_of(coco.rules, checked_options(coco, {})) == coco.rules
-    rules = rules_of(coco.rules, checked_options(coco, {"min_box_area": 0, "invalid_boxes": "clip"}))
+    rules = rules_of(
+        coco.rules, checked_options(coco, {"min_box_area": 0, "invalid_boxes": "clip"})
+    )
     assert (rules.min_box_area, rules.invalid_boxes, rules.max_text_overlap) == (0, "clip", 0.75)
     helps = {option.name: option.help for option in options_of(coco)}
     assert "(default: 0.01)" in helps["min_box_area"]

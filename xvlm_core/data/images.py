@@ -54,6 +54,9 @@ class PictureError(ValueError):
         self.reason = reason
         self.seen = seen
 
+    def __reduce__(self) -> tuple[type[PictureError], tuple[str, object]]:
+        return type(self), (self.reason, self.seen)
+
 
 def read_picture(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture to upright 8-bit RGB.

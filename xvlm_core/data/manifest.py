@@ -42,7 +42,7 @@ class Shard(BaseModel):
         index_sha256: of ``index``.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     index: str
@@ -74,7 +74,7 @@ class Manifest(BaseModel):
         checksum: sha256 of all that the manifest says besides (``sealed``).
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int
     source: str

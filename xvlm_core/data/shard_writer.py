@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import secrets
 import tarfile
 from array import array
 from collections import Counter
@@ -106,11 +107,15 @@ class ShardWriter:
         self._looks: list[int] = []
         self._written: Counter[str] = Counter()
         (folder / PARTS).mkdir(exist_ok=True)
+        # Names of its own until it is whole: a worker that outlives a killed run disturbs nobody.
+        own = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._begun = folder / f"{self.name}.{own}"
+        self._begun_ledger = folder / f"{ledger_part(number)}.{own}"
         # Both are closed in finish or close.
         self.ledger_file = open(  # noqa: SIM115
-            folder / ledger_part(number), "w", encoding="utf-8", newline="\n"
+            self._begun_ledger, "w", encoding="utf-8", newline="\n"
         )
-        self._file = open(folder / self.name, "wb")  # noqa: SIM115
+        self._file = open(self._begun, "wb")  # noqa: SIM115
         self._tar: tarfile.TarFile | None = None
         if packed:
             self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
@@ -120,14 +125,14 @@ class ShardWriter:
         return len(self._rows["offset"])
 
     def add(
-        self, record: Record, pictures: Sequence[Encoded] = (), looks: int | None = None
+        self, record: Record, pictures: Sequence[Encoded] = (), looks: Sequence[int] = ()
     ) -> None:
         """Append one record.
 
         Args:
             record: its ``images`` are replaced where ``pictures`` are given.
             pictures: to be written too; packed: all of the record's.
-            looks: perceptual hash of the (first) picture.
+            looks: perceptual hash of each picture, if wanted.
 
         Raises:
             DataError: it has text that is no Unicode.
@@ -152,8 +157,8 @@ class ShardWriter:
         rows["split"].append(list(self._splits).index(record.split))
         rows["id"].append(name_hash(record.id))
         self._same += [(name_hash(name), number) for name in record.same_as]
-        if looks is not None:
-            self._looks += [looks, number]
+        for one in looks:
+            self._looks += [one, number]
         self._count(record)
 
     def _write_picture(self, picture: Encoded, key: str, which: int | None) -> str:
@@ -206,6 +211,8 @@ class ShardWriter:
         for file in (self._file, self.ledger_file):
             sync(file)
             file.close()
+        os.replace(self._begun, self.folder / self.name)
+        os.replace(self._begun_ledger, self.folder / ledger_part(self.number))
         index = f"records-{self.number:05d}.idx.npy"
         rows = np.zeros(len(self), INDEX_DTYPE)
         for name, values in self._rows.items():
@@ -240,17 +247,21 @@ class ShardWriter:
                 )
 
     def close(self) -> None:
-        """Close the files of a shard that is given up."""
-        for file in (self._file, self.ledger_file):
+        """Close the files, and remove them if the shard is given up."""
+        for file, path in ((self._file, self._begun), (self.ledger_file, self._begun_ledger)):
             with suppress(OSError):  # a full disk fails again on what is left in the buffer
                 file.close()
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def save_array(path: Path, rows: np.ndarray[Any, Any]) -> None:
     """Write an array file and sync it."""
-    with open(path, "wb") as file:
+    begun = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    with open(begun, "wb") as file:
         np.save(file, rows, allow_pickle=False)
         sync(file)
+    os.replace(begun, path)
 
 
 def sync(file: IO[Any]) -> None:

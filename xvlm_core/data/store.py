@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,9 @@ class Store:
                 where=str(path),
                 try_=f"prepare it again: {manifest.command}",
             )
+        for name in (n for s in manifest.shards for n in (s.file, s.index)):
+            if os.path.basename(name) != name or "\\" in name or name in ("", ".", ".."):
+                raise _damaged(folder, f"{path} names a file outside the store: {name!r}", None)
         try:
             sizes = files.sizes([n for s in manifest.shards for n in (s.file, s.index)])
         except ValueError as error:  # a name that leads out of the folder
@@ -105,6 +109,8 @@ class Store:
             if sizes[shard.index] is None:
                 file = store_place(str(folder), shard.index)
                 raise _damaged(folder, f"{file} is missing", manifest)
+        if manifest.records != sum(shard.records for shard in manifest.shards):
+            raise _damaged(folder, f"{path} counts its records wrongly", None)
         files.keep(manifest.checksum)
         return cls(folder, manifest, files)
 
@@ -130,7 +136,7 @@ class Store:
         line = self._read(number, int(row["offset"]), int(row["length"]))
         try:
             return record_from_json(json.loads(line))
-        except (ValueError, RecordError) as error:
+        except (ValueError, RecursionError, RecordError) as error:
             where = f"record {i} in {self._place_of(self.manifest.shards[number].file)}"
             raise _damaged(self.place, f"{where} is not a record", self.manifest) from error
 

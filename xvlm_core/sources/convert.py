@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xvlm_core.data.images import PictureError
+from xvlm_core.data.leaks import HELD_OUT
 from xvlm_core.data.looks import looks_of
 from xvlm_core.data.records import Box, Record
 from xvlm_core.data.resize import reduced
@@ -77,8 +78,7 @@ def _drafts(events: Iterable[Event], cleaner: Cleaner, settings: Settings) -> It
     ledger = cleaner.ledger
     for event in _expanded(events):
         if isinstance(event, Draft):
-            paths = [p if isinstance(p, str) else p.name for p in event.pictures]
-            name = settings.excluded.name_of(event.id, paths, event.same_as)
+            name = _excluded_by(settings, event)
             if name is None:
                 yield event
             else:
@@ -90,6 +90,14 @@ def _drafts(events: Iterable[Event], cleaner: Cleaner, settings: Settings) -> It
             ledger.keep(event.item, event.n)
         else:
             ledger.repair(event.item, event.id, event.reason, event.seen)
+
+
+def _excluded_by(settings: Settings, draft: Draft) -> str | None:
+    """The name by which a draft is excluded. What is held out itself is not trained on."""
+    if draft.split in HELD_OUT:
+        return None
+    paths = [p if isinstance(p, str) else p.name for p in draft.pictures]
+    return settings.excluded.name_of(draft.id, paths, draft.same_as)
 
 
 _FOUND = (Draft, Lost, Kept, Repaired)
@@ -123,27 +131,27 @@ def _add(
     draft: Draft,
     found: list[Picture | PictureError],
 ) -> None:
-    looks: int | None = None
+    looks: list[int] = []
     written: list[_Written] = []
     pictures = [picture for picture in found if isinstance(picture, Picture)]
     if len(pictures) == len(found):
         try:
             if settings.looks or settings.excluded.looks:
-                looks = looks_of(_source(settings, pictures[0]))
+                looks = [looks_of(_source(settings, picture)) for picture in pictures]
             if settings.packed or not isinstance(draft.pictures[0], str):
                 written = [_to_write(settings, picture) for picture in pictures]
         except PictureError as error:
             found = [error]
-    twin = None if looks is None else settings.excluded.twin_of(looks)
-    if twin is not None:
-        cleaner.lose_draft(draft, "excluded", f"looks like {twin}")
+    twins = [settings.excluded.twin_of(one) for one in looks if draft.split not in HELD_OUT]
+    if any(twins):
+        cleaner.lose_draft(draft, "excluded", f"looks like {next(filter(None, twins))}")
         return
     record = cleaner.record(draft, found, settings.source)
     if record is None:
         return
     if written:
         record = _scaled(record, written[0])
-    writer.add(record, [w.picture for w in written], looks if settings.looks else None)
+    writer.add(record, [w.picture for w in written], looks if settings.looks else ())
 
 
 @dataclass(frozen=True)

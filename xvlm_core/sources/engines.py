@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from xvlm_core.data.shard_writer import ShardDone
     from xvlm_core.sources.convert import Settings
 
+
 @dataclass(frozen=True)
 class Job:
     """A shard to do.

@@ -17,16 +17,18 @@ from typing import Any
 from xvlm_core.data.leaks import HELD_OUT
 from xvlm_core.data.manifest import MANIFEST
 from xvlm_core.errors import DataError, UsageError
-from xvlm_core.sources.identity import same_as
+from xvlm_core.sources.identity import names_in, same_as
 from xvlm_core.sources.strict_json import read_document
 
 ALL = "all"
+_EXACTLY = "="
+"""Before the path of a picture of a store: "1.jpg" of one is not "other/1.jpg" of another."""
+
 LOOKS_BITS = 4
 """Perceptual hashes that differ in at most so many of 64 bits are of one photograph. Measured on
 copies of 55 photographs of COCO at half size, at 200 pixels and saved again: at most 3; different
 ones: at least 17."""
 
-_COCO_NAME = re.compile(r"(?:COCO_\w+?_)?0*(\d{1,12})\.(?:jpg|jpeg|png)", re.IGNORECASE)
 _NAMED = re.compile(r"[a-z0-9]+:\S+")
 
 
@@ -64,7 +66,7 @@ class Exclusions:
             return None
         names = [*same, id]
         for path in paths:
-            names += [path, path.rsplit("/", 1)[-1]]
+            names += [path, path.rsplit("/", 1)[-1], f"{_EXACTLY}{path}"]
         return next((name for name in names if name in self.names), None)
 
     def twin_of(self, looks: int) -> str | None:
@@ -229,9 +231,7 @@ def _names_of_text(text: str, where: str) -> set[str]:
             f"{where}: {text[:80]!r} is no picture id and no file name",
             try_="one a line: 391895, coco:391895 or train2014/a.jpg",
         )
-    match = _COCO_NAME.fullmatch(name)
-    coco = {f"coco:{int(match[1])}"} if match else set()
-    return {text, name} | coco
+    return {text, *names_in(text)}
 
 
 def _no_list(path: Path) -> DataError:
@@ -256,7 +256,7 @@ def _names_of_store(given: _Given) -> set[str]:
             if record.same_as:
                 names.update(record.same_as)
             else:
-                names.update(path.rsplit("/", 1)[-1] for path in record.images)
+                names.update(f"{_EXACTLY}{path}" for path in record.images)
     return names
 
 

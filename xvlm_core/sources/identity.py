@@ -68,3 +68,17 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:  # a lone surrogate: such a name cannot be stored
         return False
     return True
+
+
+_COCO_FILE = re.compile(r"(?:^|[/_])(\d{12})\.\w+$", re.ASCII)
+_FLICKR_FILE = re.compile(r"(?:^|/)flickr30k[-_]images/(\d{4,})\.\w+$", re.ASCII)
+
+
+def names_in(path: str) -> tuple[str, ...]:
+    """Names of the photograph that its path gives away.
+
+    ``val2014/COCO_val2014_000000391895.jpg``, ``000000391895.jpg`` and
+    ``flickr30k-images/4127484314.jpg`` do.
+    """
+    coco, flickr = _COCO_FILE.search(path), _FLICKR_FILE.search(path)
+    return same_as(coco=coco[1] if coco else None, flickr=flickr[1] if flickr else None)

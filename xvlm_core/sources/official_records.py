@@ -19,11 +19,8 @@ from xvlm_core.sources.drafts import (
     Said,
     corners,
 )
-from xvlm_core.sources.identity import same_as
+from xvlm_core.sources.identity import names_in
 from xvlm_core.sources.strict_json import JsonProblem, parse
-
-_COCO = re.compile(r"(?:^|/)COCO_(?:train|val)2014_(\d{12})\.\w+$")
-_FLICKR = re.compile(r"flickr30k-images/(\d+)\.\w+$")
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ class OfficialLine:
             (picture,),
             tuple(said_of(value, self.id, self.layout)),
             split=self.layout.split,
-            same_as=() if self.layout.base64 else names_of(image),
+            same_as=() if self.layout.base64 else names_in(image),
         )
 
 
@@ -187,9 +184,3 @@ def _captions(
     for text in texts or [None]:
         problem = "no text" if text is None and not (isinstance(found, list) and found) else None
         yield Said(item, text, where, box_xyxy, seen=seen, kind="region", problem=problem)
-
-
-def names_of(image: str) -> tuple[str, ...]:
-    """Names of the photograph that its path gives away."""
-    coco, flickr = _COCO.search(image), _FLICKR.search(image)
-    return same_as(coco=coco[1] if coco else None, flickr=flickr[1] if flickr else None)

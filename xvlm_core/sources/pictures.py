@@ -152,6 +152,8 @@ def check_pictures(
             return _checked(place, job, decode=decode, keep=keep)
         except PictureError as error:
             return error
+        except OSError as error:  # a bad sector of a tar file, say: not what is being written
+            return PictureError("unreadable", f"{job.picture}: {error.strerror or error}")
 
     remaining = iter(jobs)
     with ThreadPoolExecutor(_THREADS) as pool:  # starts no thread before it has something to do

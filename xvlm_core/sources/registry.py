@@ -48,14 +48,14 @@ COMMON = (
     Option(
         "exclude",
         str,
-        "leave out the pictures of this list: a file of ids or names, a Karpathy split file, or a "
+        "train on no picture of this list: a file of ids or names, a Karpathy split file, or a "
         "prepared store; their val and test, or PATH:split,split, or PATH:all",
         multiple=True,
     ),
     Option(
         "exclude_like",
         str,
-        "leave out what looks like a picture of this prepared store (made with --phash)",
+        "train on nothing that looks like a picture of this prepared store (made with --phash)",
         multiple=True,
     ),
     Option(

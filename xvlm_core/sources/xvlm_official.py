@@ -22,7 +22,8 @@ from typing import Any
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.base import Option, Plan, Source
 from xvlm_core.sources.drafts import Draft, Event, Kept, Lost, Said
-from xvlm_core.sources.official_records import Layout, OfficialLine, names_of, said_of
+from xvlm_core.sources.identity import names_in
+from xvlm_core.sources.official_records import Layout, OfficialLine, said_of
 from xvlm_core.sources.strict_json import JsonProblem, iter_array, parse, refuse_encoding
 from xvlm_core.sources.webdataset import common_folder
 
@@ -193,7 +194,7 @@ def _array_events(path: Path, place: str, layout: Layout) -> Iterator[Event]:
             (image,),
             tuple(texts),
             split=layout.split,
-            same_as=names_of(image),
+            same_as=names_in(image),
             meta=meta.get(image, {}),
         )
 
