@@ -51,9 +51,10 @@ def test_rows_of_one_picture_become_one_record_wherever_they_stand(convert: Any)
         ("image,text,x,y,w,h", "16,9,64,63", {}),
         ("image,text,x,y,width,height", "16,9,64,63", {}),
         ("image,text,cx,cy,w,h", "48,40.5,64,63", {}),
-        ("image,text,bbox", '"[16, 9, 80, 72]"', {}),
-        ("image,text,bbox", "16 9 80 72", {}),
-        ("image,text,bbox", '"(16.0, 9.0, 80.0, 72.0)"', {}),
+        ("image,text,xmin,ymin,width,height", "16,9,64,63", {}),
+        ("image,text,box", '"[16, 9, 80, 72]"', {}),
+        ("image,text,box", "16 9 80 72", {}),
+        ("image,text,bbox_xyxy", '"(16.0, 9.0, 80.0, 72.0)"', {}),
         ("image,text,bbox_xywh", '"[16, 9, 64, 63]"', {}),
         ("image,text,bbox", '"[16, 9, 64, 63]"', {"box_format": "xywh"}),
         ("image,text,a,b,c,d", "16,9,80,72", {"box_columns": "a,b,c,d"}),
@@ -84,16 +85,19 @@ def test_a_stated_size_is_checked_and_a_label_is_an_object(convert: Any) -> None
 
 
 def test_what_was_taken_for_what_stands_in_the_store(convert: Any, tmp_path: Path) -> None:
-    convert("filename,width,height,label,x1,y1,x2,y2,Split\nok.jpg,160,90,dog,1,2,30,40,val\n")
+    convert(
+        "filename,width,height,label,x1,y1,x2,y2,Split,remark\nok.jpg,160,90,dog,1,2,30,40,val,-\n"
+    )
     chosen = json.loads((tmp_path / "store-0" / "columns.json").read_text())
     assert chosen == {
         "mine.csv": {
             "image": "filename",
             "text": "label",
             "split": "Split",
-            "box": ["x1", "y1", "x2", "y2"],
-            "box_format": "xyxy",
+            "box": {"columns": ["x1", "y1", "x2", "y2"], "format": "xyxy", "unit": "px"},
             "size": ["width", "height"],
+            "not_used": ["remark"],
+            "delimiter": ",",
         }
     }
 
@@ -121,7 +125,7 @@ def test_a_name_spelt_exactly_wins(convert: Any) -> None:
 
 
 def test_the_kind_is_of_the_row_or_of_the_option(convert: Any) -> None:
-    text = "image,text,kind,bbox\nok.jpg,a,relation,1 2 30 40\nok.jpg,b,,1 2 30 40\n"
+    text = "image,text,kind,box\nok.jpg,a,relation,1 2 30 40\nok.jpg,b,,1 2 30 40\n"
     done = convert(text + "ok.jpg,c,cow,1 2 30 40\n", kind="region")
     assert [r.kind for r in done.records[0].regions] == ["relation", "region"]
     assert done.dropped("region") == {"unknown region kind": 1}
@@ -222,7 +226,26 @@ def test_pictures_without_text_are_kept_if_asked_for(convert: Any) -> None:
     [
         ("foto,text", {}, "which column is the image is not clear", "--image-column COLUMN"),
         ("image,words", {}, "which column is the text is not clear", "--text-column COLUMN"),
-        ("image;text", {}, "which column is the image is not clear", "--delimiter semicolon"),
+        ("image:text", {}, "which column is the image is not clear", None),
+        (
+            "foto,words",
+            {},
+            "the image is not clear from its name; which column is the text is not",
+            "--image-column COLUMN --text-column COLUMN",
+        ),
+        (
+            "foto,text,bbox",
+            {},
+            "what the four numbers of the column 'bbox' are",
+            "--image-column COLUMN --box-format xywh (left, top, width, height, as COCO has it) "
+            "or --box-format xyxy",
+        ),
+        (
+            "image,text,xmin,ymin",
+            {},
+            "a box has four columns, and xmin, ymin are not all",
+            "--box-columns COLUMN,COLUMN,COLUMN,COLUMN",
+        ),
         ("image,text", {"text_column": "txt"}, "has no column 'txt'", "--text-column text"),
         ("file,text", {"image_column": "image"}, "has no column 'image'", "--image-column file"),
         ("image,text", {"id_column": "key"}, "has no column 'key'", "--id-column COLUMN"),
@@ -230,7 +253,7 @@ def test_pictures_without_text_are_kept_if_asked_for(convert: Any) -> None:
             "image,text,x_1,y_1,x_2,y_2",
             {"box_columns": "x1,y1,x2,y2"},
             "has no column 'x1'",
-            "--box-columns x_1",
+            "--box-columns x_1,y_1,x_2,y_2",
         ),
         ("image,caption,label", {}, "the text could be in several columns: caption, label", None),
         ("path,file,text", {}, "the image could be in several columns: path, file", None),
@@ -252,6 +275,113 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(
         assert error.details == (f"columns there: {header.replace(',', ', ')}",)
 
 
+def test_a_box_column_that_says_no_format_is_not_guessed(convert: Any) -> None:
+    text = 'image,text,bbox\nok.jpg,a dog,"[16, 9, 64, 63]"\n'
+    for options in ({}, {"box_columns": "bbox"}):
+        with pytest.raises(DataError, match="numbers of the column 'bbox' are is not") as caught:
+            convert(text, **options)
+        assert str(caught.value.try_).startswith("--box-format xywh")
+    (record,) = convert(text, box_format="xywh").records
+    assert record.regions[0].box_xyxy_px == (16, 9, 80, 72)
+
+
+def test_width_and_height_are_sides_of_the_box_or_the_size_of_the_picture(convert: Any) -> None:
+    sides = convert("image,text,xmin,ymin,width,height\nok.jpg,a,16,9,64,63\n")
+    assert sides.records[0].regions[0].box_xyxy_px == (16, 9, 80, 72)
+    both = convert(
+        "image,text,xmin,ymin,xmax,ymax,width,height\n"
+        "ok.jpg,a,16,9,80,72,64,63\nother.png,b,16,9,80,72,160,90\n"
+    )
+    assert both.lost("picture") == {"ok.jpg": "size mismatch"}
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "delimiter"),
+    [
+        ("mine.csv", ";", ";"),
+        ("mine.csv", "\t", "\t"),
+        ("mine.csv", "|", "|"),
+        ("mine.txt", ",", ","),
+        ("mine.tsv", "\t", "\t"),
+    ],
+)
+def test_what_is_between_the_cells_follows_from_the_header(
+    convert: Any, tmp_path: Path, name: str, mark: str, delimiter: str
+) -> None:
+    done = convert(f"image{mark}text{mark}remark\nok.jpg{mark}a dog{mark}-\n", name)
+    assert done.records[0].captions == ("a dog",)
+    chosen = json.loads((tmp_path / "store-0" / "columns.json").read_text())
+    assert chosen[name]["delimiter"] == delimiter
+
+
+def test_a_tsv_has_tabs_whatever_else_is_in_its_header(convert: Any) -> None:
+    done = convert("image\ttext\ta,b,c,d\nok.jpg\ta dog\t-\n", "mine.tsv")
+    assert done.records[0].captions == ("a dog",)
+    with pytest.raises(DataError, match="which column is the image") as caught:
+        convert("image,text\nok.jpg,a dog\n", "mine.tsv")
+    assert caught.value.try_ == "--delimiter comma"
+
+
+def test_a_comma_in_a_name_is_no_delimiter(convert: Any) -> None:
+    done = convert("image;text;size, unit, made by, place\nok.jpg;a dog;-\n")
+    assert done.records[0].captions == ("a dog",)
+
+
+def test_decimal_commas_are_numbers_where_the_comma_is_no_delimiter(convert: Any) -> None:
+    done = convert(
+        "image;text;x1;y1;x2;y2;image_width;image_height\nok.jpg;a;1,5;2;30,25;40;160,0;90\n"
+    )
+    assert done.records[0].regions[0].box_xyxy_px == (1.5, 2, 30.25, 40)
+    done = convert("image;text;box\nok.jpg;a;1,5 2 30,25 40\nok.jpg;b;1,2,30,40\n")
+    assert [r.box_xyxy_px for r in done.records[0].regions] == [(1.5, 2, 30.25, 40), (1, 2, 30, 40)]
+    done = convert(
+        'image,text,x1,y1,x2,y2\nok.jpg,a,"1,5",2,30,40\nok.jpg,b,1,2,30,40\n', delimiter=","
+    )
+    assert done.dropped("region") == {"box malformed": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ("ok.jpg,a dog", "image,text"),
+        ("ok.jpg,a dog,1,2,30,40,train", "image,text,x1,y1,x2,y2,split"),
+        ("a dog;7;x.PNG;", "text,column2,image,column4"),
+    ],
+)
+def test_a_file_without_header_is_told_from_one_with_other_names(
+    convert: Any, row: str, columns: str
+) -> None:
+    with pytest.raises(DataError, match="has no header: line 1 is a row already") as caught:
+        convert(f"{row}\n")
+    if columns != "text,column2,image,column4":
+        assert caught.value.try_ == f"--columns {columns}"
+        assert convert(f"{row}\n", columns=columns).count("line")["kept"] == 1
+    else:
+        assert str(caught.value.try_).startswith("--columns text,column2,image,")
+
+
+@pytest.mark.parametrize(
+    ("said", "split"),
+    [
+        ("training", "train"),
+        ("Training", "train"),
+        ("TRAIN", "train"),
+        ("validation", "val"),
+        ("Valid", "val"),
+        ("dev", "val"),
+        ("testing", "test"),
+        ("Test", "test"),
+        ("testA", "testA"),
+        ("fold 1", "fold 1"),
+    ],
+)
+def test_splits_are_called_as_everywhere(convert: Any, said: str, split: str) -> None:
+    done = convert(f"image,text,split\nok.jpg,a,{said}\nok.jpg,b,{split}\nother.png,c,\n")
+    assert done.records[0].split == split
+    assert done.records[0].captions == ("a", "b")
+    assert convert("image,text\nok.jpg,a\n", split=said).records[0].split == split
+
+
 def test_what_is_no_table_is_refused(convert: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is an empty file"):
         convert("")
@@ -259,8 +389,9 @@ def test_what_is_no_table_is_refused(convert: Any, tmp_path: Path) -> None:
         convert(b"PK\x03\x04\x14\x00\x06\x00rest")
     with pytest.raises(DataError, match="is UTF-16, not UTF-8"):
         convert("image,text\n".encode("utf-16"))
-    with pytest.raises(DataError, match="the names of the columns are not UTF-8"):
+    with pytest.raises(DataError, match="the names of the columns are not UTF-8") as caught:
         convert("image,caf\xe9\n".encode("latin-1"))
+    assert caught.value.try_ == "save it as UTF-8 (e.g. iconv -f cp1252 -t UTF-8 FILE > NEW)"
     with pytest.raises(DataError, match="cannot read"):
         convert("", annotations=[tmp_path / "none.csv"])
     with pytest.raises(DataError, match="there is no folder"):

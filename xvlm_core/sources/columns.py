@@ -8,27 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import DataError, UsageError
-from xvlm_core.sources.naming import LABELS, nearest, plain, recognised
+from xvlm_core.sources.naming import (
+    FOUR_SIDES,
+    LABELS,
+    SAY_FORMAT,
+    format_of,
+    four_sides,
+    is_doubtful_box,
+    nearest,
+    plain,
+    recognised,
+)
 from xvlm_core.sources.strict_json import JsonProblem, parse
 
-_BOXES: tuple[tuple[str, str], ...] = (
-    ("xmin ymin xmax ymax", "xyxy"),
-    ("x_min y_min x_max y_max", "xyxy"),
-    ("x1 y1 x2 y2", "xyxy"),
-    ("left top right bottom", "xyxy"),
-    ("bbox_x1 bbox_y1 bbox_x2 bbox_y2", "xyxy"),
-    ("x y width height", "xywh"),
-    ("x y w h", "xywh"),
-    ("left top width height", "xywh"),
-    ("bbox_x bbox_y bbox_width bbox_height", "xywh"),
-    ("bbox_x bbox_y bbox_w bbox_h", "xywh"),
-    ("cx cy w h", "cxcywh"),
-    ("x_center y_center width height", "cxcywh"),
-    ("center_x center_y width height", "cxcywh"),
-)
-"""Usual names of four columns of a box, and what they mean."""
-
 _SIZES = ("image_width image_height", "img_width img_height", "width height")
+_SIDES = {name for usual, _ in FOUR_SIDES for name in usual.split()} - {
+    *("x", "y", "w", "h", "width", "height", "left", "top", "right", "bottom")
+}
+"""Names that mean nothing else."""
 _DELIMITERS = {";": "semicolon", "\t": "tab", ",": "comma", "|": "pipe"}
 
 
@@ -63,8 +60,12 @@ class Columns:
         """Whether the texts are names of kinds of things."""
         return self.text is not None and plain(self.names[self.text]) in LABELS
 
-    def chosen(self) -> dict[str, object]:
-        """The names of the columns that are used, by what they are used for."""
+    def chosen(self, box_unit: str) -> dict[str, object]:
+        """The names of the columns by what they are used for, and those that are not used.
+
+        Args:
+            box_unit: "px" or "fraction".
+        """
         single = {
             "image": self.image,
             "text": self.text,
@@ -72,14 +73,18 @@ class Columns:
             "kind": self.kind,
             "id": self.id,
         }
-        found: dict[str, object] = {
-            what: self.names[place] for what, place in single.items() if place is not None
-        }
+        used = {what: place for what, place in single.items() if place is not None}
+        found: dict[str, object] = {what: self.names[place] for what, place in used.items()}
         if self.box:
-            found["box"] = [self.names[place] for place in self.box]
-            found["box_format"] = self.box_format
+            found["box"] = {
+                "columns": [self.names[place] for place in self.box],
+                "format": self.box_format,
+                "unit": box_unit,
+            }
         if self.size is not None:
             found["size"] = [self.names[place] for place in self.size]
+        taken = {*used.values(), *self.box, *(self.size or ())}
+        found["not_used"] = [name for place, name in enumerate(self.names) if place not in taken]
         return found
 
 
@@ -95,79 +100,113 @@ def find_columns(path: Path, names: tuple[str, ...], options: dict[str, Any]) ->
 
     Raises:
         UsageError: neither one nor four columns of a box.
-        DataError: there is no such column, or several could be meant.
+        DataError: there is no such column, several could be meant, or a box does not say what its
+            numbers are; all of them are named at once.
     """
     search = _Search(path, names)
-    image = search.find("image", options["image_column"])
-    if image is None:
-        raise search.nothing("image")
-    text = search.find("text", options["text_column"])
-    if text is None and not options["allow_empty"]:
-        raise search.nothing("text")
-    box, box_format = search.box(options["box_columns"])
+    image = search.find("image", options["image_column"], required=True)
+    text = search.find("text", options["text_column"], required=not options["allow_empty"])
+    box, named_format = search.box(options["box_columns"])
+    box_format = options["box_format"] or named_format
+    if box_format is None and is_doubtful_box(names[place] for place in box):
+        search.problem(
+            f": what the four numbers of the column {names[box[0]]!r} are is not said",
+            SAY_FORMAT,
+        )
     id = options["id_column"]
-    return Columns(
+    columns = Columns(
         names=names,
-        image=image,
+        image=-1 if image is None else image,
         text=text,
         box=box,
         split=search.find("split", options["split_column"]),
         kind=search.find("kind", options["kind_column"]),
         id=None if id is None else search.find("id", id),
         size=search.size(box),
-        box_format=options["box_format"] or box_format,
+        box_format=box_format or "xyxy",
     )
+    search.check()
+    return columns
 
 
 class _Search:
+    """Finds columns by their names; what is wrong is collected, and said at once."""
+
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
         self.path, self.names = path, names
         self.plain = [plain(name) for name in names]
+        self.problems: list[tuple[str, str]] = []
+        self.lists_columns = False
 
-    def find(self, what: str, wanted: str | None) -> int | None:
-        """The column that is called as wanted, or as usual."""
-        if wanted is not None:
-            return self.named(what, wanted, f"--{what}-column")
-        found = recognised(what, self.names)
-        if len(found) > 1:
-            raise DataError(
-                f"{self.path}: the {what} could be in several columns: {', '.join(found)}",
-                try_=f"--{what}-column {found[0]}",
-            )
-        return self.names.index(found[0]) if found else None
+    def problem(self, what: str, try_: str) -> None:
+        """Note what is wrong, as it goes on after the name of the file, and what to type."""
+        if (what, try_) not in self.problems:
+            self.problems.append((what, try_))
 
-    def named(self, what: str, wanted: str, option: str) -> int:
-        """The column of that name, spelt so or nearly so."""
-        same = [i for i, name in enumerate(self.names) if name == wanted.strip()]
-        same = same or [i for i, name in enumerate(self.plain) if name == plain(wanted)]
-        if len(same) == 1:
-            return same[0]
-        if same:
-            raise DataError(
-                f"{self.path} has {len(same)} columns {wanted!r}",
-                try_="--columns with a name of its own for each",
-            )
-        near = nearest(what, wanted, self.names) if what else None
-        raise self._error(f"{self.path} has no column {wanted!r}", f"{option} {near or 'COLUMN'}")
+    def check(self) -> None:
+        """Refuse the file if anything is wrong.
 
-    def nothing(self, what: str) -> DataError:
-        """An error: the column is not recognised."""
-        near = nearest(what, what, self.names)
-        return self._error(
-            f"{self.path}: which column is the {what} is not clear from its name",
-            f"--{what}-column {near or 'COLUMN'}",
-        )
-
-    def _error(self, what: str, try_: str) -> DataError:
+        Raises:
+            DataError: naming it all.
+        """
+        if not self.problems:
+            return
+        first, *more = dict.fromkeys(what for what, _ in self.problems)
+        what = "; ".join([f"{self.path}{first}", *(text.lstrip(": ") for text in more)])
+        try_ = " ".join(dict.fromkeys(try_ for _, try_ in self.problems))
         if len(self.names) == 1:
             for char, name in _DELIMITERS.items():
                 if char in self.names[0]:
                     try_ = f"--delimiter {name}"
         there = ", ".join(name or "(no name)" for name in self.names)
-        return DataError(what, details=[f"columns there: {there}"], try_=try_)
+        details = [f"columns there: {there}"] if self.lists_columns else []
+        raise DataError(what, details=details, try_=try_)
 
-    def box(self, wanted: str | None) -> tuple[tuple[int, ...], str]:
-        """The columns of the box, and their format by their names."""
+    def find(self, what: str, wanted: str | None, *, required: bool = False) -> int | None:
+        """The column that is called as wanted, or as usual."""
+        if wanted is not None:
+            near = nearest(what, wanted, self.names) or "COLUMN"
+            return self.named(wanted, f"--{what}-column {near}")
+        found = recognised(what, self.names)
+        if len(found) > 1:
+            self.problem(
+                f": the {what} could be in several columns: {', '.join(found)}",
+                f"--{what}-column {found[0]}",
+            )
+        elif not found and required:
+            near = nearest(what, what, self.names) or "COLUMN"
+            self.missing(
+                f": which column is the {what} is not clear from its name",
+                f"--{what}-column {near}",
+            )
+        return self.names.index(found[0]) if found else None
+
+    def _spelt(self, wanted: str) -> list[int]:
+        """The columns of that name, spelt so or else nearly so."""
+        same = [i for i, name in enumerate(self.names) if name == wanted.strip()]
+        return same or [i for i, name in enumerate(self.plain) if name == plain(wanted)]
+
+    def named(self, wanted: str, try_: str) -> int | None:
+        """The column of that name; what to type is said if there is none."""
+        same = self._spelt(wanted)
+        if len(same) == 1:
+            return same[0]
+        if same:
+            self.problem(
+                f" has {len(same)} columns {wanted!r}",
+                "--columns with a name of its own for each",
+            )
+        else:
+            self.missing(f" has no column {wanted.strip()!r}", try_)
+        return None
+
+    def missing(self, what: str, try_: str) -> None:
+        """Note that there is no such column: those that there are will be listed."""
+        self.lists_columns = True
+        self.problem(what, try_)
+
+    def box(self, wanted: str | None) -> tuple[tuple[int, ...], str | None]:
+        """The columns of the box, and their format if their names say it."""
         if wanted is not None:
             parts = [part for part in wanted.split(",") if part.strip()]
             if len(parts) not in (1, 4):
@@ -175,20 +214,36 @@ class _Search:
                     f"--box-columns {wanted!r} is neither one column nor four",
                     try_="--box-columns x1,y1,x2,y2",
                 )
-            found = tuple(self.named("box", part, "--box-columns") for part in parts)
-            return found, _format([self.plain[place] for place in found])
-        for usual, box_format in _BOXES:
-            four = usual.split()
-            if all(self.plain.count(name) == 1 for name in four):
-                return tuple(self.plain.index(name) for name in four), box_format
+            near = (
+                part.strip() if self._spelt(part) else nearest("box", part, self.names) or "COLUMN"
+                for part in parts
+            )
+            try_ = f"--box-columns {','.join(near)}"
+            places = [self.named(part, try_) for part in parts]
+            found = tuple(place for place in places if place is not None)
+            return found, format_of(self.names[place] for place in found) if found else None
+        four = four_sides(self.names)
+        if four is not None:
+            return tuple(self.names.index(name) for name in four[0]), four[1]
         one = recognised("box", self.names)
         if len(one) > 1:
-            raise DataError(
-                f"{self.path}: the box could be in several columns: {', '.join(one)}",
-                try_=f"--box-columns {one[0]}",
+            self.problem(
+                f": the box could be in several columns: {', '.join(one)}",
+                f"--box-columns {one[0]}",
             )
+            return (), None
+        self._refuse_parts(one)
         found = tuple(self.names.index(name) for name in one)
-        return found, _format([self.plain[place] for place in found])
+        return found, format_of(one) if one else None
+
+    def _refuse_parts(self, whole: list[str]) -> None:
+        """Two sides of a box and no box: texts of parts would become texts of the picture."""
+        parts = [self.names[i] for i, name in enumerate(self.plain) if name in _SIDES]
+        if len(parts) > 1 and not whole:
+            self.missing(
+                f": a box has four columns, and {', '.join(parts)} are not all",
+                "--box-columns COLUMN,COLUMN,COLUMN,COLUMN",
+            )
 
     def size(self, box: tuple[int, ...]) -> tuple[int, int] | None:
         """The columns of the size of the picture, if they are none of the box."""
@@ -201,35 +256,38 @@ class _Search:
         return None
 
 
-def _format(names: list[str]) -> str:
-    for usual, box_format in _BOXES:
-        if names == usual.split():
-            return box_format
-    last = names[0].rsplit("_", 1)[-1] if len(names) == 1 else ""
-    return last if last in ("xyxy", "xywh", "cxcywh") else "xyxy"
-
-
 _SEPARATORS = re.compile(r"[\s,;]+")
+_SPACES = re.compile(r"[\s;]+")
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 
 
-def box_of(cells: list[str]) -> object:
+def box_of(cells: list[str], *, decimal_comma: bool = False) -> object:
     """The box in one cell ("[1, 2, 3, 4]", "1 2 3 4") or four; None: they are empty.
 
     What is no number stays a text, for the check of boxes to find.
+
+    Args:
+        cells: one or four.
+        decimal_comma: "359,17" is a number.
     """
     cells = [cell.strip() for cell in cells]
     if not any(cells):
         return None
     if len(cells) > 1:
-        return [_number(cell) for cell in cells]
+        return [_number(cell, decimal_comma) for cell in cells]
     try:
         return parse(cells[0])
     except JsonProblem:
         bare = cells[0].strip("()[]{} ")
+        spaced = [_number(part, decimal_comma) for part in _SPACES.split(bare)]
+        if len(spaced) == 4 and not any(isinstance(part, str) for part in spaced):
+            return spaced
         return [_number(part) for part in _SEPARATORS.split(bare)]
 
 
-def _number(text: str) -> object:
+def _number(text: str, decimal_comma: bool = False) -> object:
+    if decimal_comma and _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
     try:
         value = float(text)
     except ValueError:
@@ -237,7 +295,7 @@ def _number(text: str) -> object:
     return int(value) if value.is_integer() and abs(value) < 1 << 53 else value
 
 
-def whole_number(text: str) -> int | None:
+def whole_number(text: str, *, decimal_comma: bool = False) -> int | None:
     """A number of pixels; None: not said.
 
     Raises:
@@ -245,7 +303,7 @@ def whole_number(text: str) -> int | None:
     """
     if not text.strip():
         return None
-    value = _number(text)
+    value = _number(text, decimal_comma)
     if not isinstance(value, int):
         raise ValueError(text)
     return value

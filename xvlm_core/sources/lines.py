@@ -12,6 +12,7 @@ from xvlm_core.data.ledger import Item
 from xvlm_core.errors import DataError
 from xvlm_core.sources.base import Option
 from xvlm_core.sources.drafts import Said, corners
+from xvlm_core.sources.naming import FORMATS, split_name
 from xvlm_core.sources.strict_json import JsonProblem, parse, refuse_encoding
 
 _BOM = b"\xef\xbb\xbf"
@@ -20,7 +21,6 @@ WHOLE = frozenset(
 )
 """A line with one of these keys is a whole record."""
 
-FORMATS = ("xyxy", "xywh", "cxcywh")
 BOX_UNIT_OPTION = Option(
     "box_unit", str, "pixels, or fractions of width and height", "px", choices=("px", "fraction")
 )
@@ -94,7 +94,7 @@ class Line:
         merge_key: lines with the same are one record; None: it stands alone.
         id: of the record, if said.
         size: stated width and height, if both are.
-        split: if said.
+        split: if said, as stores call it.
         statement: true or false sentence about a pair: its text and label.
         source: if said.
         same_as: names of the same photograph elsewhere.
@@ -151,6 +151,12 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     return value
 
 
+def is_whole(value: dict[str, Any], form: Form) -> bool:
+    """Whether an object is a record of ours rather than one text of a picture."""
+    says_one = any(has(value, key) for key in (*form.text_keys, *form.box_keys))
+    return not form.foreign and (bool(WHOLE & value.keys()) or not says_one)
+
+
 def line_of(value: dict[str, Any], form: Form, where: str) -> Line:
     """What an object says.
 
@@ -163,8 +169,7 @@ def line_of(value: dict[str, Any], form: Form, where: str) -> Line:
         LineProblem: "no image", "malformed id", "malformed size", "malformed split",
             "malformed source", "malformed statement", "malformed same_as" or "not Unicode".
     """
-    says_one = any(has(value, key) for key in (*form.text_keys, *form.box_keys))
-    whole = not form.foreign and (bool(WHOLE & value.keys()) or not says_one)
+    whole = is_whole(value, form)
     images = _images(value, form)
     id = _id(
         value.get("id") if whole else None if form.id_key is None else find(value, form.id_key)
@@ -173,6 +178,7 @@ def line_of(value: dict[str, Any], form: Form, where: str) -> Line:
     statement = _statement(value) if whole else None
     if not (said or statement or form.allow_empty or (whole and WHOLE & value.keys())):
         said = (Said("caption", where=where, problem="no text"),)
+    split = _string(find(value, form.split_key), "split")
     line = Line(
         images=images,
         said=said,
@@ -180,7 +186,7 @@ def line_of(value: dict[str, Any], form: Form, where: str) -> Line:
         merge_key=_merge_key(images, id, whole),
         id=id,
         size=None if {"width", "height"} & set(form.box_keys) else _size(value),
-        split=_string(find(value, form.split_key), "split"),
+        split=None if split is None else split_name(split),
         statement=statement,
         source=_string(value.get("source"), "source") if whole else None,
         same_as=_same_as(value) if whole else (),

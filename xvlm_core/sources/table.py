@@ -2,9 +2,11 @@
 
 Columns are found by their usual names (``naming.USUAL``; boxes as ``xmin, ymin, xmax, ymax``,
 ``x, y, width, height`` and the like) or named by options; rows of one picture are merged into one
-record, wherever they stand. A row with a box names a part, without one it is a caption. In a CSV
-file cells may be quoted; in a TSV file a quote is an ordinary character. Which columns were taken
-stands in ``columns.json`` of the store.
+record, wherever they stand. A row with a box names a part, without one it is a caption. What is
+between the cells follows from the header; where it is no comma, "359,17" is a number. In a CSV file
+cells may be quoted; in a TSV file a quote is an ordinary character. Splits called "training",
+"Validation", "dev" and the like are train, val and test. Which columns were taken, and which were
+not, stands in ``columns.json`` of the store.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from xvlm_core.sources.drafts import Event, Lost, Said
 from xvlm_core.sources.lines import (
     BOX_UNIT_OPTION,
     EMPTY_OPTION,
-    FORMATS,
     KINDS,
     Form,
     Line,
@@ -31,9 +32,19 @@ from xvlm_core.sources.lines import (
     open_lines,
 )
 from xvlm_core.sources.merging import Groups, Position, file_names
+from xvlm_core.sources.naming import (
+    FORMATS,
+    SAVE_AS_UTF_8,
+    is_picture_name,
+    plain,
+    recognised,
+    split_name,
+    usual_split,
+)
 from xvlm_core.sources.rows import Dialect, Row, read_rows
 
 _DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
+_COLUMN_OPTIONS = ("image_column", "text_column", "split_column", "kind_column", "id_column")
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,11 @@ class Table:
     dialect: Dialect
     columns: Columns
     form: Form
+
+    @property
+    def decimal_comma(self) -> bool:
+        """Whether "359,17" is a number."""
+        return self.dialect.delimiter != ","
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ def plan(options: dict[str, Any]) -> Plan:
             table, line = _open_table(file, path, name, options)
             tables.append(table)
             lost.extend(_scan(file, number, table, line, groups))
-    reader = TableReader(tuple(tables), options["split"], options["allow_empty"])
+    reader = TableReader(tuple(tables), split_name(options["split"]), options["allow_empty"])
 
     def events() -> Iterator[Event]:
         yield from lost
@@ -110,7 +126,13 @@ def plan(options: dict[str, Any]) -> Plan:
 
 
 def _chosen(tables: list[Table]) -> Mapping[str, bytes]:
-    chosen = {table.name: table.columns.chosen() for table in tables}
+    chosen = {
+        table.name: {
+            **table.columns.chosen("fraction" if table.form.fraction else "px"),
+            "delimiter": table.dialect.delimiter,
+        }
+        for table in tables
+    }
     return {"columns.json": (json.dumps(chosen, indent=1, ensure_ascii=False) + "\n").encode()}
 
 
@@ -118,7 +140,7 @@ def _open_table(
     file: IO[bytes], path: Path, name: str, options: dict[str, Any]
 ) -> tuple[Table, int]:
     """The table, and the number of the line where its rows start (there the file stands)."""
-    dialect = _dialect(path, options["delimiter"])
+    dialect = _dialect(file, path, options)
     start = file.tell()
     first = next(read_rows(file, dialect), None)
     if first is None:
@@ -129,7 +151,16 @@ def _open_table(
     if options["columns"] is not None:
         names = tuple(cell.strip() for cell in options["columns"].split(","))
     elif cells is None:
-        raise DataError(f"{path}, line {first.line}: the names of the columns are {first.problem}")
+        raise DataError(
+            f"{path}, line {first.line}: the names of the columns are {first.problem}",
+            try_=SAVE_AS_UTF_8 if first.problem == "not UTF-8" else None,
+        )
+    elif any(is_picture_name(cell) for cell in cells):
+        raise DataError(
+            f"{path} has no header: line {first.line} is a row already ({first.seen})",
+            details=["if four columns are a box: --box-format says what its numbers are"],
+            try_=f"--columns {','.join(_guessed(cells))}",
+        )
     else:
         names = cells
     columns = find_columns(path, names, options)
@@ -144,15 +175,69 @@ def _open_table(
     return Table(path, name, dialect, columns, form), first.next_line if cells == names else 1
 
 
-def _dialect(path: Path, delimiter: str | None) -> Dialect:
-    is_csv = path.suffix.lower() == ".csv"
-    char = ("," if is_csv else "\t") if delimiter is None else _DELIMITERS.get(delimiter, delimiter)
+def _guessed(cells: tuple[str, ...]) -> list[str]:
+    """Names for the columns of a row: what they probably are."""
+    numbers = [place for place, cell in enumerate(cells) if _is_number(cell)]
+    sides = dict(zip(numbers, ("x1", "y1", "x2", "y2"), strict=True)) if len(numbers) == 4 else {}
+    names: list[str] = []
+    for place, cell in enumerate(cells):
+        if place in sides:
+            name = sides[place]
+        elif is_picture_name(cell):
+            name = "image"
+        elif usual_split(cell) is not None:
+            name = "split"
+        else:
+            name = f"column{place + 1}" if _is_number(cell) else "text"
+        names.append(f"column{place + 1}" if name in names else name)
+    return names
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+def _dialect(file: IO[bytes], path: Path, options: dict[str, Any]) -> Dialect:
+    """As said, or as the first row has it; the file stands where it stood."""
+    said, suffix = options["delimiter"], path.suffix.lower()
+    if said is None and suffix == ".tsv":
+        return Dialect("\t", quoted=False)
+    if said is None:
+        usual = "," if suffix == ".csv" else "\t"
+        chars = [usual, *(char for char in _DELIMITERS.values() if char != usual)]
+        dialects = [Dialect(char, quoted=suffix == ".csv" or char != "\t") for char in chars]
+        return max(dialects, key=lambda dialect: _likely(file, dialect, options))
+    char = _DELIMITERS.get(said, said)
     if len(char) != 1 or char in '"\r\n':
         raise UsageError(
-            f"--delimiter {delimiter!r} is no single character",
+            f"--delimiter {said!r} is no single character",
             try_=f"--delimiter with one character, or one of {', '.join(_DELIMITERS)}",
         )
-    return Dialect(char, quoted=is_csv or char != "\t")
+    return Dialect(char, quoted=suffix == ".csv" or char != "\t")
+
+
+def _likely(file: IO[bytes], dialect: Dialect, options: dict[str, Any]) -> tuple[int, int, int]:
+    """How well a dialect fits the first row: as many cells as told, known names, many cells."""
+    start = file.tell()
+    first = next(read_rows(file, dialect), None)
+    file.seek(start)
+    if first is None or first.cells is None:
+        return (0, 0, 0)
+    said = [options[name] for name in _COLUMN_OPTIONS if options[name] is not None]
+    wanted = {plain(name) for name in (*said, *(options["box_columns"] or "").split(","))} - {""}
+    known = sum(
+        plain(cell) in wanted
+        or is_picture_name(cell)
+        or any(recognised(what, [cell]) for what in ("image", "text", "box", "split"))
+        for cell in first.cells
+    )
+    columns = options["columns"]
+    fits = columns is not None and len(first.cells) == len(columns.split(","))
+    return (int(fits), known, len(first.cells))
 
 
 def _scan(file: IO[bytes], number: int, table: Table, line: int, groups: Groups) -> Iterator[Lost]:
@@ -180,22 +265,22 @@ def line_of_row(row: Row, table: Table) -> Line:
     image = cell(columns.image)
     if image is None:
         raise LineProblem("no image", row.seen)
-    image, id = one_spelling(image), cell(columns.id)
+    image, id, split = one_spelling(image), cell(columns.id), cell(columns.split)
     return Line(
         images=(image,),
         said=tuple(_said(row.cells, table, where)),
         where=where,
         merge_key=image if id is None else f"id\0{id}",
         id=id,
-        size=_size(row, columns),
-        split=cell(columns.split),
+        size=_size(row, table),
+        split=None if split is None else split_name(split),
     )
 
 
 def _said(cells: tuple[str, ...], table: Table, where: str) -> Iterator[Said]:
     columns, form = table.columns, table.form
     text = None if columns.text is None else cells[columns.text]
-    box = box_of([cells[place] for place in columns.box])
+    box = box_of([cells[place] for place in columns.box], decimal_comma=table.decimal_comma)
     if box is not None:
         kind = None if columns.kind is None else cells[columns.kind].strip() or None
         yield form.region(text, box, kind, where)
@@ -203,11 +288,14 @@ def _said(cells: tuple[str, ...], table: Table, where: str) -> Iterator[Said]:
         yield Said("caption", text, where)
 
 
-def _size(row: Row, columns: Columns) -> tuple[int, int] | None:
+def _size(row: Row, table: Table) -> tuple[int, int] | None:
+    columns, comma = table.columns, table.decimal_comma
     if columns.size is None or row.cells is None:
         return None
     try:
-        width, height = (whole_number(row.cells[place]) for place in columns.size)
+        width, height = (
+            whole_number(row.cells[place], decimal_comma=comma) for place in columns.size
+        )
     except ValueError as error:
         raise LineProblem("malformed size", row.seen) from error
     return None if width is None or height is None else (width, height)
@@ -235,7 +323,8 @@ SOURCE = Source(
         Option(
             "box_format",
             str,
-            "what the four numbers of a box are (default: as their columns say, else xyxy)",
+            "what the four numbers of a box are (default: as their columns say, else xyxy; for a "
+            "column bbox it must be said)",
             choices=FORMATS,
         ),
         BOX_UNIT_OPTION,
@@ -246,11 +335,20 @@ SOURCE = Source(
             "what the texts with a box are (default: object for a label or class, else phrase)",
             choices=KINDS,
         ),
-        Option("split_column", str, "column of the split (default: split)"),
+        Option(
+            "split_column",
+            str,
+            "column of the split (default: split); training, valid, dev, ... are train, val, test",
+        ),
         Option("split", str, "split of rows that name none", "train"),
         Option("id_column", str, "column of an id: rows of one id are one record"),
         Option("columns", str, "names of the columns, a,b,c, of a file without header"),
-        Option("delimiter", str, "between cells: one character, comma, tab, semicolon or pipe"),
+        Option(
+            "delimiter",
+            str,
+            "between cells: one character, comma, tab, semicolon or pipe (default: the one of "
+            "these that the header has; tab in .tsv)",
+        ),
         EMPTY_OPTION,
     ),
     plan=plan,
