@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -113,6 +114,7 @@ class Output:
         }
 
     def _write(self, text: str) -> None:
+        text = harmless(text)
         if not _can_print(text, sys.stdout):  # a terminal of few letters must not end the command
             text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
         print(text, file=sys.stdout, flush=True)
@@ -135,7 +137,17 @@ def begin(verb: str, *, json_document: bool, quiet: bool = False) -> Output:
     return _current
 
 
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys or turns around: names from foreign files must not."""
+
+
+def harmless(text: str) -> str:
+    """Text with its control characters made visible."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def _say(text: str, stream: TextIO | None = None) -> None:
+    text = harmless(text)
     # A closed stderr must not turn a finished command into a failed one.
     with contextlib.suppress(OSError, ValueError):
         print(text, file=stream or sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,8 +16,14 @@ from typer.core import TyperGroup
 from xvlm_cli import output as outputs
 from xvlm_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, complete_any
 from xvlm_cli.output import Output, table
+from xvlm_cli.prepared import (
+    add_samples,
+    balance_lines,
+    column_lines,
+    document_of,
+    refuse_damage,
+)
 from xvlm_cli.progress import Progress
-from xvlm_core.data.ledger import damaged, is_damage
 from xvlm_core.errors import DataError, OutputError, UsageError
 from xvlm_core.sources.base import Option, Source
 from xvlm_core.sources.registry import SOURCES, checked_options, find_source, options_of
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
 
 HELP = "Turn annotations and pictures into a store."
 STAND_IN = "world"
-_LEDGER = "ledger.jsonl"
 
 
 class SourceGroup(TyperGroup):
@@ -205,58 +209,12 @@ def _one(
         out.result(value, lines)
         return
     manifest = _prepare(source, output, options, out, flags.overwrite)
-    document, lines = _document(output, manifest), _balance(output, manifest)
+    document, lines = document_of(output, manifest), balance_lines(output, manifest)
     if flags.sample is not None:
-        _sample(output, flags.sample, document, lines)
+        add_samples(output, flags.sample, document, lines)
+    lines[1:1] = column_lines(output, document)
     out.result(document, lines)
-    _refuse_damage(output, manifest, float(options.get("allow_damage") or 0))
-
-
-def _sample(output: Path, count: int, document: dict[str, Any], lines: list[str]) -> None:
-    """Examples as a picture and as a page beside the store, and the data card."""
-    from xvlm_cli.data_card import card_lines
-    from xvlm_core.cards.builder import make_card
-    from xvlm_core.cards.files import write_samples
-    from xvlm_core.data.store import Store
-
-    store = Store.open(output)
-    card = make_card(store)
-    png, html = (output.parent / f"{output.name}-samples.{end}" for end in ("png", "html"))
-    write_samples(store, count, png, html, card)
-    document["card"] = card.to_json()
-    document["samples"] = {"png": png, "html": html}
-    lines += ["", *card_lines(card, ledger=False), "", f"examples: {png}  {html}"]
-
-
-def _refuse_damage(output: Path, manifest: Manifest, allowed: float) -> None:
-    """Exit code 4 where something was damaged or missing: the store has the rest.
-
-    Raises:
-        DataError: more than the allowed share of the items of a type.
-    """
-    problems = []
-    for item, reasons in damaged(manifest.counts).items():
-        lost, read = sum(reasons.values()), manifest.counts[item]["read"]
-        if lost > allowed * read:
-            listed = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items())
-            problems.append(f"{item}: {lost:,} of {read:,} ({listed})")
-    if not problems:
-        return
-    examples = []
-    with open(output / _LEDGER, encoding="utf-8") as file:
-        for text in file:
-            line = json.loads(text)
-            if line["what"] == "dropped" and is_damage(line["reason"]):
-                seen = "" if line["seen"] is None else f" ({line['seen']})"
-                examples.append(f"{line['item']} {line['id']}: {line['reason']}{seen}")
-            if len(examples) == 10:
-                break
-    raise DataError(
-        f"{output} is prepared, without what is damaged or missing: {'; '.join(problems)}",
-        details=examples,
-        where=str(output / _LEDGER),
-        try_="mend the input and prepare it again, or accept it: --allow-damage 0.01",
-    )
+    refuse_damage(source, output, manifest, float(options.get("allow_damage") or 0))
 
 
 def _stand_in(
@@ -313,8 +271,8 @@ def _stand_in(
         progress.close()
     documents, lines = [], []
     for name, manifest in manifests.items():
-        documents.append(_document(root / name, manifest))
-        lines += [*_balance(root / name, manifest), ""]
+        documents.append(document_of(root / name, manifest))
+        lines += [*balance_lines(root / name, manifest), ""]
     lines.append(f"synthetic stand-in for {recipe_name}: coloured shapes, not the real pictures")
     out.warn(f"{root} holds synthetic shapes as a stand-in for {', '.join(wanted)}")
     out.result({"root": root, "stores": documents, "left": kept}, lines)
@@ -361,34 +319,3 @@ def _command() -> str:
         elif name not in ("--overwrite", "--json", "--quiet", "-q"):
             words.append(word)
     return shlex.join(words)
-
-
-def _document(output: Path, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "store": output,
-        "source": manifest.source,
-        "records": manifest.records,
-        "splits": manifest.splits,
-        "counts": manifest.counts,
-        "image_root": manifest.image_root,
-        "fingerprint": manifest.fingerprint,
-    }
-
-
-def _balance(output: Path, manifest: Manifest) -> list[str]:
-    """The balance sheet: read = kept + dropped, by reason."""
-    splits = ", ".join(f"{name} {n:,}" for name, n in manifest.splits.items())
-    lines = [f"{output}: {manifest.records:,} records ({splits})"]
-    rows = []
-    for item, count in manifest.counts.items():
-        dropped = sum(count["dropped"].values())
-        repaired = sum(count["repaired"].values())
-        rows.append((item, count["read"], count["kept"], dropped, repaired))
-    lines += table(("", "read", "kept", "dropped", "repaired"), rows)
-    for item, count in manifest.counts.items():
-        for what in ("dropped", "repaired"):
-            for reason, n in count[what].items():
-                lines.append(f"  {n:,} {item} {what}: {reason}")
-    if any(count["dropped"] or count["repaired"] for count in manifest.counts.values()):
-        lines.append(f"each is a line of {output / 'ledger.jsonl'}")
-    return lines

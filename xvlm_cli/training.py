@@ -210,8 +210,10 @@ def refuse_leaks(resolved: Resolved, verb: str, out: Output) -> None:
     if not data.held_out:
         return
     report = find_leaks(data)
-    for note in report.notes():
-        out.note(note)
+    for text in report.notes():
+        out.note(text)
+    for text in report.warnings():
+        out.warn(text)
     if not report.leaks:
         return
     lines = []

@@ -74,6 +74,46 @@ def test_damage_ends_with_exit_code_4_and_a_list_unless_it_is_allowed(
     assert xvlm(*words, "-o", "c", "--allow-damage", "0.1").code == 4
 
 
+@pytest.mark.parametrize(
+    ("box", "advice"),
+    [
+        ([0.1, 0.2, 0.5, 0.9], "--box-unit fraction"),
+        ([100, 80, 40, 30], "--box-format xywh"),
+    ],
+)
+def test_boxes_that_were_read_in_another_form_are_noticed(
+    xvlm: Run, lines: Path, box: list[float], advice: str
+) -> None:
+    rows = [{"image": "image.jpg", "text": f"thing {i}", "box": box} for i in range(6)]
+    whole = [*rows, {"image": "image.jpg", "text": "noise", "box": [10, 10, 50, 50]}]
+    for name, found in (("all", rows), ("most", whole)):
+        file = lines.with_name(f"{name}.jsonl")
+        file.write_text("".join(json.dumps(row) + "\n" for row in found))
+        done = xvlm("prepare-data", "jsonl", file, "--images", ".", "-o", name)
+        assert done.code == 4, name
+        assert f"Try: {advice}" in done.err, name
+        assert "thing" in done.err or f"{name}.jsonl:1" in done.err, "an example"
+
+
+def test_the_share_that_is_said_is_the_share_that_will_do(xvlm: Run, lines: Path) -> None:
+    rows = [{"image": f"gone{i}.jpg", "text": "a"} for i in range(3)]
+    with open(lines, "a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("prepare-data", "jsonl", lines, "--images", ".", "-o", "a", "--overwrite")
+    done = xvlm(*words)
+    share = done.err.split("--allow-damage ")[1].split()[0]
+    assert xvlm(*words, "--allow-damage", share).code == 0
+
+
+def test_names_from_a_file_do_not_command_the_terminal(xvlm: Run, lines: Path) -> None:
+    row = {"image": "image.jpg", "text": "a", "split": "\u001b[31mtr\u202eain"}
+    lines.write_text(json.dumps(row) + "\n")
+    done = xvlm("prepare-data", "jsonl", lines, "--images", ".", "-o", "a")
+    assert done.code == 0
+    assert "tr" in done.out
+    assert not {"\x1b", "\u202e"} & set(done.out + done.err)
+
+
 def test_samples_are_drawn_beside_the_store(xvlm: Run, lines: Path) -> None:
     words = ("prepare-data", "jsonl", lines, "--images", ".", "--allow-damage", "1")
     done = xvlm(*words, "-o", "data/mine", "--sample", "2")

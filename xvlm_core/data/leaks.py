@@ -64,12 +64,16 @@ class LeakReport:
     nameless: tuple[str, ...]
 
     def notes(self) -> list[str]:
-        """What was done, a line each."""
+        """What was compared, a line each."""
+        if not self.compared:
+            return []
+        found = sum(leak.pictures for leak in self.leaks)
+        what = f"{found:,} held-out pictures are" if found else "no held-out picture is"
+        return [f"leaks: {what} in the training data ({', '.join(self.compared)})"]
+
+    def warnings(self) -> list[str]:
+        """What could not be compared, a line each."""
         lines = []
-        if self.compared:
-            found = sum(leak.pictures for leak in self.leaks)
-            what = f"{found:,} held-out pictures are" if found else "no held-out picture is"
-            lines.append(f"leaks: {what} in the training data ({', '.join(self.compared)})")
         if self.missing:
             lines.append(f"leaks: not prepared, so not compared: {', '.join(self.missing)}")
         if self.nameless:

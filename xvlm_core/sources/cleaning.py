@@ -27,6 +27,7 @@ from xvlm_core.data.records import (
     Statement,
 )
 from xvlm_core.data.text import pre_caption, sanitize, says_something
+from xvlm_core.sources.advice import BELOW_A_PIXEL
 from xvlm_core.sources.base import Rules
 from xvlm_core.sources.drafts import Draft, Said, corners
 from xvlm_core.sources.pictures import Picture, turn_box
@@ -167,6 +168,8 @@ class Cleaner:
         reason, box = checked_box(box_xyxy, *picture.box_frame, self.rules)
         if reason is None and picture.turn is None:
             reason = "unclear which way up the box is"
+        if box is not None and said.item == "region" and not said.fraction and _tiny(box):
+            reason = BELOW_A_PIXEL
         if reason is not None or box is None:
             self.ledger.drop(said.item, where, str(reason), seen)
             return
@@ -294,6 +297,12 @@ def _tolerable(box_xyxy_px: Box, width: int, height: int, mode: str) -> bool:
     x, y = int(x1), int(y1)  # the released loader cuts left, top, width and height
     w, h = int(round(x2 - x1, 6)), int(round(y2 - y1, 6))
     return x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= width and y + h <= height
+
+
+def _tiny(box_xyxy_px: Box) -> bool:
+    """Below a pixel both ways: fractions that were taken for pixels are such."""
+    x1, y1, x2, y2 = box_xyxy_px
+    return x2 - x1 < 1 and y2 - y1 < 1
 
 
 def _moved(box_xyxy_px: Box, found: object) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources import engines
+from xvlm_core.sources.advice import about_boxes
 from xvlm_core.sources.base import Plan, Progress, Rules, Source
 from xvlm_core.sources.drafts import Event, Kept, Lost, Repaired
 from xvlm_core.sources.registry import RUNNING, checked_options, find_source
@@ -246,5 +247,5 @@ def _nothing(source: Source, store: StoreFolder) -> DataError:
         f"nothing to keep in this {source.name} data",
         details=[*lines[:10], "such as", *examples_of(store.ledgers(), 5)],
         where=str(store.image_root),
-        try_=f"xvlm prepare-data {source.name} --help",
+        try_=about_boxes(source, counts) or f"xvlm prepare-data {source.name} --help",
     )
