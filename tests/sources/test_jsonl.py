@@ -402,23 +402,137 @@ def test_lines_of_one_id_become_one_record(convert: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "key", "hint"),
     [
-        ({}, "'image' (image)", "--image-key file_name"),
+        ({"image_key": "imag"}, "'imag' (image)", "--image-key file_name"),
+        (
+            {"image_key": "imag", "text_key": "txet"},
+            "'imag' (image) or 'txet' (text)",
+            "--image-key file_name --text-key text",
+        ),
         ({"image_key": "filename"}, "'filename' (image)", "--image-key file_name"),
         ({"image_key": "file_name", "text_key": "txet"}, "'txet' (text)", "--text-key text"),
-        ({"image_key": "file_name", "box_key": "boxx"}, "'boxx' (box)", "--box-key bbox"),
-        ({"image_key": "file_name", "box_keys": "a,b,c,d"}, "'a,b,c,d' (box)", "--box-keys bbox"),
+        ({"image_key": "file_name", "box_key": "boxx"}, "'boxx' (box)", "--box-key box_xyxy"),
+        (
+            {"image_key": "file_name", "box_keys": "a,b,c,d"},
+            "'a,b,c,d' (box)",
+            "--box-keys box_xyxy",
+        ),
         ({"image_key": "file_name", "id_key": "nr"}, "'nr' (id)", "--id-key KEY"),
     ],
 )
 def test_a_key_that_no_line_has_is_named_with_those_that_are_there(
     convert: Any, options: dict[str, str], key: str, hint: str
 ) -> None:
-    line = {"file_name": "ok.jpg", "text": "a dog", "bbox": [1, 2, 3, 4], "more": {"x": 1}}
+    line = {"file_name": "ok.jpg", "text": "a dog", "box_xyxy": [1, 2, 3, 4], "more": {"x": 1}}
     with pytest.raises(DataError) as caught:
         convert([line, line], **options)
     assert caught.value.what == f"no line of mine.jsonl has a key {key}"
-    assert caught.value.details == ("keys there: file_name, text, bbox, more, more.x",)
+    assert caught.value.details == ("keys there: file_name, text, box_xyxy, more, more.x",)
     assert caught.value.try_ == hint
+
+
+def test_usual_names_of_keys_are_known(convert: Any) -> None:
+    (record,) = convert(
+        [
+            {"File Name": "ok.jpg", "label": "dog", "bbox_xywh": [1, 2, 29, 38], "subset": "dev"},
+            {"File Name": "ok.jpg", "label": "a beach"},
+        ]
+    ).records
+    assert record.regions == (Region("dog", (1, 2, 30, 40), "object"),)
+    assert (record.captions, record.split) == (("a beach",), "val")
+
+
+def test_four_usual_keys_are_a_box(convert: Any) -> None:
+    line = {"image": "ok.jpg", "text": "a", "xmin": 1, "ymin": 2, "width": 29, "height": 38}
+    assert convert([line]).records[0].regions[0].box_xyxy_px == (1, 2, 30, 40)
+    line = {"image": "ok.jpg", "text": "a", "xmin": 1, "ymin": 2, "xmax": 30, "ymax": 40}
+    (record,) = convert([line | {"width": 160, "height": 90}]).records
+    assert record.regions[0].box_xyxy_px == (1, 2, 30, 40)
+
+
+def test_plain_keys_go_before_usual_ones(convert: Any, tmp_path: Path) -> None:
+    line = {"image": "ok.jpg", "file_name": "x", "text": "a", "label": "b", "box": [1, 2, 30, 40]}
+    (record,) = convert([line | {"bbox": [9, 9, 9, 9]}]).records
+    assert record.regions == (Region("a", (1, 2, 30, 40), "phrase"),)
+    chosen = json.loads((tmp_path / "store-0" / "columns.json").read_text())
+    assert chosen["mine.jsonl"]["not_used"] == {"bbox": 1, "file_name": 1, "label": 1}
+
+
+def test_a_box_key_that_says_no_format_is_not_guessed(convert: Any) -> None:
+    line = {"image": "ok.jpg", "text": "a dog", "bbox": [16, 9, 64, 63]}
+    for options in ({}, {"box_key": "bbox"}):
+        with pytest.raises(DataError, match="what the four numbers of 'bbox' are") as caught:
+            convert([line], **options)
+        assert str(caught.value.try_).startswith("--box-format xywh")
+    (record,) = convert([line], box_format="xywh").records
+    assert record.regions[0].box_xyxy_px == (16, 9, 80, 72)
+
+
+def test_several_usual_keys_are_not_guessed_between(convert: Any) -> None:
+    with pytest.raises(DataError, match=r"several keys: path, file; .*keys: label, name") as caught:
+        convert([{"path": "ok.jpg", "file": "x", "label": "dog", "name": "x"}])
+    assert caught.value.try_ == "--image-key path --text-key label"
+    assert caught.value.details == ("keys there: path, file, label, name",)
+
+
+def test_every_file_has_its_own_keys(tmp_path: Path, pictures: Path, prepare_store: Any) -> None:
+    lines = {
+        "a.jsonl": {"image": "ok.jpg", "text": "a dog"},
+        "b.jsonl": {"file_name": "ok.jpg", "caption": "a cat", "box_xywh": [1, 2, 29, 38]},
+    }
+    for name, line in lines.items():
+        (tmp_path / name).write_text(json.dumps(line))
+    files = [tmp_path / name for name in lines]
+    (record,) = prepare_store("jsonl", {"annotations": files, "images": pictures}).records
+    assert record.captions == ("a dog",)
+    assert record.regions == (Region("a cat", (1, 2, 30, 40), "phrase"),)
+
+
+def test_what_was_taken_and_what_was_not_stands_in_the_store(convert: Any, tmp_path: Path) -> None:
+    one = {"image": "ok.jpg", "caption": "a", "box": [1, 2, 30, 40], "split": "val", "id": 3}
+    convert(
+        [
+            one | {"objects": {"bbox": [[1, 2, 3, 4]]}, "width": 160, "height": 90},
+            {"image": "other.png", "captions": ["b"], "text": "c", "objects": {}, "meta": {}},
+            {"image": "other.png", "text": "d"},
+        ],
+        box_unit="px",
+    )
+    assert json.loads((tmp_path / "store-0" / "columns.json").read_text()) == {
+        "mine.jsonl": {
+            "image": "image",
+            "split": "split",
+            "text": ["text", "caption"],
+            "box": {"columns": ["box"], "format": "xyxy", "unit": "px"},
+            "whole_records": 1,
+            "not_used": {"objects": 2, "text": 1},
+        }
+    }
+    convert([{"image": "ok.jpg", "t": "a", "captions": ["b"]}], text_key="t")
+    chosen = json.loads((tmp_path / "store-1" / "columns.json").read_text())
+    assert chosen["mine.jsonl"] == {"image": "image", "text": "t", "not_used": {"captions": 1}}
+
+
+def test_keys_without_end_are_not_all_listed(convert: Any, tmp_path: Path) -> None:
+    convert([{"image": "ok.jpg", "text": "a", f"key{i}": 1} for i in range(150)])
+    chosen = json.loads((tmp_path / "store-0" / "columns.json").read_text())
+    assert len(chosen["mine.jsonl"]["not_used"]) == 101
+    assert chosen["mine.jsonl"]["not_used"]["(others)"] == 50
+
+
+def test_splits_are_called_as_everywhere(convert: Any) -> None:
+    names = {
+        "Training": "train",
+        "TRAIN": "train",
+        "valid": "val",
+        "Test": "test",
+        "testA": "testA",
+    }
+    for said, split in names.items():
+        lines = [{"image": "ok.jpg", "text": "a", "split": said}, {"image": "ok.jpg", "text": "b"}]
+        assert convert(lines).records[0].split == split
+        whole = [{"image": "ok.jpg", "captions": ["a"], "split": said}]
+        assert convert(whole).records[0].split == split
+        assert convert(lines[1:], split=said).records[0].split == split
 
 
 def test_pictures_without_text_are_kept_if_asked_for(convert: Any) -> None:
