@@ -212,6 +212,9 @@ def _one(
     document, lines = document_of(output, manifest), balance_lines(output, manifest)
     if flags.sample is not None:
         add_samples(output, flags.sample, document, lines)
+    asked = options.get("exclude") or options.get("exclude_like")
+    if asked and not any("excluded" in count["dropped"] for count in manifest.counts.values()):
+        out.warn(f"no picture of {', '.join(asked)} was found here: nothing was left out")
     lines[1:1] = column_lines(output, document)
     out.result(document, lines)
     refuse_damage(source, output, manifest, float(options.get("allow_damage") or 0))

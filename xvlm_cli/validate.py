@@ -123,7 +123,8 @@ def _store(folder: Path | str, out: Output, *, decode: bool, samples: _Samples) 
             continue
         splits[record.split] = splits.get(record.split, 0) + 1
         builder.add(record)
-        problems += _record_problems(store, record, decode=decode)
+        found = _record_problems(store, record, decode=decode)
+        problems += found or _changed(store, i, record)
         progress(i + 1, len(store), "records")
     progress.close()
     if splits != dict(store.manifest.splits):
@@ -162,6 +163,19 @@ def _store(folder: Path | str, out: Output, *, decode: bool, samples: _Samples) 
             where=f"pictures from {store.image_root}",
             try_=_remedy(store.manifest.command, problems),
         )
+
+
+def _changed(store: Store, i: int, record: Record) -> list[str]:
+    """Whether picture files have another size in bytes than when they were prepared."""
+    then = store.picture_bytes(i)
+    paths = [store.picture(record, which) for which in range(len(record.images))] if then else []
+    if not paths or not all(isinstance(path, Path) for path in paths):
+        return []
+    now = sum(os.stat(path).st_size for path in paths if isinstance(path, Path))
+    if now == then:
+        return []
+    names = ", ".join(record.images)
+    return [f"{record.id}: {names}: changed since it was prepared: {now:,} bytes, then {then:,}"]
 
 
 def _record_problems(store: Store, record: Record, *, decode: bool) -> list[str]:

@@ -166,3 +166,17 @@ def test_recipes_by_name_and_file(xvlm: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["nothing", "."])
 def test_what_is_none_of_them(xvlm: Run, place: str) -> None:
     xvlm("validate", place).refusal(4)
+
+
+def test_a_picture_replaced_by_one_of_the_same_size_is_noticed(xvlm: Run, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    path = tmp_path / "pictures" / "a.jpg"
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(path)
+    (tmp_path / "mine.jsonl").write_text('{"image": "a.jpg", "text": "red"}\n')
+    xvlm("prepare-data", "jsonl", "mine.jsonl", "--images", "pictures", "-o", "store")
+    assert xvlm("validate", "store", "--sample", "0").code == 0
+    Image.effect_noise((64, 48), 90).convert("RGB").save(path)
+    done = xvlm("validate", "store", "--sample", "0")
+    assert done.code == 4
+    assert "a.jpg: changed since it was prepared" in done.err
+    assert "prepare" in done.err.split("Try:")[1]

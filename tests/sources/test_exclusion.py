@@ -197,3 +197,27 @@ def test_a_smaller_copy_saved_again_is_left_out_by_its_looks(tmp_path: Path) -> 
     assert manifest.counts["caption"]["dropped"] == {"picture: excluded": 3}
     assert manifest.excluded == (str(tmp_path / "looks"),)
     assert looks_of(tmp_path / "held" / "1.png") != looks_of(tmp_path / "held" / "2.png")
+
+
+def test_own_pictures_are_found_by_the_names_of_their_files(tmp_path: Path) -> None:
+    karpathy = load_exclusions([write(tmp_path / "dataset_coco.json", KARPATHY)])
+    assert excluded(karpathy, path="mine/000000000013.jpg")
+    assert not excluded(karpathy, path="mine/000000000011.jpg")
+    store = make_store(
+        tmp_path / "s",
+        Record("1", ("4127484314.jpg",), 4, 4, ("a",), split="test", same_as=("flickr:41274843",)),
+        Record("2", ("0.png",), 4, 4, ("a",), split="test"),
+    )
+    found = load_exclusions([store])
+    assert excluded(found, path="photos/4127484314.jpg")
+    assert excluded(found, path="0.png")
+    assert not excluded(found, path="VG_100K/0.png"), "a name that says nothing"
+
+
+def test_a_split_that_is_not_there_and_an_empty_list_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "dataset_coco.json", KARPATHY)
+    with pytest.raises(DataError, match="no picture of tset"):
+        load_exclusions([f"{path}:val,tset"])
+    assert excluded(load_exclusions([f"{path}:val, test"]), "coco:14")
+    with pytest.raises(DataError, match="empty list"):
+        load_exclusions([write(tmp_path / "empty.txt", "\n \n")])

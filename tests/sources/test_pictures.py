@@ -51,7 +51,8 @@ def test_a_turned_box_ends_on_what_it_was_drawn_around(tmp_path: Path, orientati
 def test_a_box_in_shown_pixels_of_a_turned_picture_stays(pictures: Path) -> None:
     for stated in ((100, 60), None):
         picture = check_picture(pictures, PictureJob("turned.jpg", stated))
-        assert picture == Picture("turned.jpg", 100, 60, 1)
+        assert picture == Picture("turned.jpg", 100, 60, 1, bytes=picture.bytes)
+        assert picture.bytes == (pictures / "turned.jpg").stat().st_size
         region = kept_region(Said("region", "dog", "1", [50, 10, 90, 50]), picture)
         assert region is not None
         assert region.box_xyxy_px == (50, 10, 90, 50)

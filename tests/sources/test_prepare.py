@@ -429,3 +429,30 @@ def test_a_picture_that_the_disk_cannot_read_is_lost_alone(
     monkeypatch.setattr(pictures, "_checked", bad_sector)
     manifest = prepare("jsonl", tmp_path / "store", {**mine, "workers": 1}, command="x")
     assert manifest.counts["picture"]["dropped"] == {"missing": 1, "unreadable": 1}
+
+
+def test_overwriting_never_deletes_what_is_to_be_read_or_is_not_ours(
+    mine: dict[str, Any], tmp_path: Path
+) -> None:
+    made(mine, tmp_path / "store", workers=1, pack=True)
+    inside = tmp_path / "store" / "answers.json"
+    inside.write_bytes(mine["annotations"][0].read_bytes())
+    before = files_of(tmp_path / "store")
+
+    def refused(match: str, source: str, options: dict[str, Any]) -> None:
+        with pytest.raises(OutputError, match=match):
+            prepare(source, tmp_path / "store", options, command="x", overwrite=True)
+
+    refused("delete the pictures", "webdataset", {"root": [tmp_path / "store"]})
+    refused("which is to be read", "jsonl", {**mine, "annotations": [inside]})
+    assert files_of(tmp_path / "store") == before
+    (tmp_path / "store" / "my-notes.txt").write_text("mine")
+    refused(r"no part of a store: my-notes\.txt", "jsonl", mine)
+    (tmp_path / "store" / "my-notes.txt").unlink()
+    prepare("jsonl", tmp_path / "store", mine, command="x", overwrite=True)
+
+
+def test_a_file_given_twice_is_refused(mine: dict[str, Any], tmp_path: Path) -> None:
+    twice = [*mine["annotations"], tmp_path / "pictures" / ".." / "mine.jsonl"]
+    with pytest.raises(UsageError, match="--annotations has the same file twice"):
+        prepare("jsonl", tmp_path / "s", {**mine, "annotations": twice}, command="x")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 MANIFEST = "manifest.json"
 LEDGER = "ledger.jsonl"
@@ -15,9 +15,11 @@ SAME = "same.npy"
 """Names of photographs, sorted: ``SAME_DTYPE``."""
 LOOKS = "looks.npy"
 """Perceptual hash of the pictures and the number of the record, two ``uint64`` a row."""
-INDEX_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i4"), ("split", "<i4"), ("id", "<u8")])
+INDEX_DTYPE = np.dtype(
+    [("offset", "<i8"), ("length", "<i4"), ("split", "<i4"), ("id", "<u8"), ("pictures", "<i8")]
+)
 """One row a record: byte offset, bytes without the newline, number of its split in the shard's
-``splits``, and ``name_hash`` of its id."""
+``splits``, ``name_hash`` of its id, and bytes of its picture files outside the store (0: inside)."""
 
 SAME_DTYPE = np.dtype([("name", "<u8"), ("record", "<i8")])
 """One row a name of a photograph: ``name_hash`` of it, and the number of the record."""
@@ -46,8 +48,8 @@ class Shard(BaseModel):
 
     file: str
     index: str
-    records: int
-    bytes: int
+    records: int = Field(ge=0, lt=1 << 40)
+    bytes: int = Field(ge=0, lt=1 << 60)
     splits: dict[str, int]
     sha256: str
     index_sha256: str

@@ -101,7 +101,9 @@ class ShardWriter:
         self._splits: dict[str, int] = {}
         self._rows: dict[str, array[int]] = {
             key: array(code)
-            for key, code in (("offset", "q"), ("length", "q"), ("split", "q"), ("id", "Q"))
+            for key, code in zip(
+                ("offset", "length", "split", "id", "pictures"), "qqqQq", strict=True
+            )
         }
         self._same: list[tuple[int, int]] = []
         self._looks: list[int] = []
@@ -125,7 +127,11 @@ class ShardWriter:
         return len(self._rows["offset"])
 
     def add(
-        self, record: Record, pictures: Sequence[Encoded] = (), looks: Sequence[int] = ()
+        self,
+        record: Record,
+        pictures: Sequence[Encoded] = (),
+        looks: Sequence[int] = (),
+        picture_bytes: int = 0,
     ) -> None:
         """Append one record.
 
@@ -133,6 +139,7 @@ class ShardWriter:
             record: its ``images`` are replaced where ``pictures`` are given.
             pictures: to be written too; packed: all of the record's.
             looks: perceptual hash of each picture, if wanted.
+            picture_bytes: of its picture files, which stay where they are.
 
         Raises:
             DataError: it has text that is no Unicode.
@@ -156,6 +163,7 @@ class ShardWriter:
         rows["length"].append(len(line))
         rows["split"].append(list(self._splits).index(record.split))
         rows["id"].append(name_hash(record.id))
+        rows["pictures"].append(picture_bytes)
         self._same += [(name_hash(name), number) for name in record.same_as]
         for one in looks:
             self._looks += [one, number]

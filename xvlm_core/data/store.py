@@ -140,6 +140,12 @@ class Store:
             where = f"record {i} in {self._place_of(self.manifest.shards[number].file)}"
             raise _damaged(self.place, f"{where} is not a record", self.manifest) from error
 
+    def picture_bytes(self, i: int) -> int:
+        """Size of the picture files of record ``i`` when it was prepared; 0: they are inside."""
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        first = int(self._ends[number - 1]) if number else 0
+        return int(self._index(number)[i - first]["pictures"])
+
     def numbers(self, split: str | None = None) -> RecordNumbers:
         """Record numbers of a split in store order (None: all), in little memory.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ from xvlm_core.errors import DataError, OutputError
 
 _DONE = f"{PARTS}/shards.jsonl"
 _KEY = f"{PARTS}/key"
+_OURS = re.compile(
+    r"manifest\.json|ledger\.jsonl|same\.npy|looks\.npy|answers\.json|columns\.json|pictures"
+    r"|records-\d+\.(jsonl|idx\.npy)|shard-\d+\.tar"
+)
+"""What a store is made of."""
 
 
 class StoreFolder:
@@ -51,6 +57,7 @@ class StoreFolder:
         self.image_root = self.folder
         if image_root is not None:
             self.image_root = Path(os.path.realpath(image_root))
+        self._pictures_elsewhere = image_root is not None
         self.given = folder
         self.overwrite = overwrite
         self.work = self._beside("partial")
@@ -93,11 +100,18 @@ class StoreFolder:
                 f"{self.given} is not empty and not a prepared store: not overwritten",
                 try_="another -o FOLDER",
             )
-        if self.image_root != self.folder and self.image_root.is_relative_to(self.folder):
+        if self._pictures_elsewhere and self.image_root.is_relative_to(self.folder):
             raise OutputError(
                 f"overwriting {self.given} would delete the pictures to be read",
                 where=str(self.image_root),
                 try_="another -o FOLDER",
+            )
+        foreign = sorted(p.name for p in self.folder.iterdir() if not _OURS.fullmatch(p.name))
+        if foreign:
+            raise OutputError(
+                f"overwriting {self.given} would delete what is no part of a store: "
+                f"{', '.join(foreign[:5])}",
+                try_="move it away, or another -o FOLDER",
             )
 
     def begin(self, key: str) -> None:

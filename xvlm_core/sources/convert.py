@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xvlm_core.data.images import PictureError
+from xvlm_core.data.images import PictureError, byte_range
 from xvlm_core.data.leaks import HELD_OUT
 from xvlm_core.data.looks import looks_of
 from xvlm_core.data.records import Box, Record
@@ -151,7 +151,8 @@ def _add(
         return
     if written:
         record = _scaled(record, written[0])
-    writer.add(record, [w.picture for w in written], looks if settings.looks else ())
+    outside = [p.bytes for p in pictures if not written and byte_range(p.path) is None]
+    writer.add(record, [w.picture for w in written], looks if settings.looks else (), sum(outside))
 
 
 @dataclass(frozen=True)

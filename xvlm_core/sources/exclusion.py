@@ -21,6 +21,8 @@ from xvlm_core.sources.identity import names_in, same_as
 from xvlm_core.sources.strict_json import read_document
 
 ALL = "all"
+_A_NAME = 8
+"""Letters from which on the name of a file, without folder and extension, tells it from others."""
 _EXACTLY = "="
 """Before the path of a picture of a store: "1.jpg" of one is not "other/1.jpg" of another."""
 
@@ -66,7 +68,7 @@ class Exclusions:
             return None
         names = [*same, id]
         for path in paths:
-            names += [path, path.rsplit("/", 1)[-1], f"{_EXACTLY}{path}"]
+            names += [path, path.rsplit("/", 1)[-1], f"{_EXACTLY}{path}", *names_in(path)]
         return next((name for name in names if name in self.names), None)
 
     def twin_of(self, looks: int) -> str | None:
@@ -144,7 +146,7 @@ class _Given:
         path, splits = Path(text), None
         if not path.exists() and ":" in text:
             name, _, rest = text.rpartition(":")
-            path, splits = Path(name), tuple(rest.split(","))
+            path, splits = Path(name), tuple(part.strip() for part in rest.split(","))
         if not path.exists():
             raise DataError(
                 f"no list of pictures {path}", try_="--exclude FILE, or --exclude STORE:val,test"
@@ -176,6 +178,8 @@ def _names_of_file(given: _Given) -> set[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{path} is an empty list", try_="one picture a line, or no --exclude")
     if given.splits is not None:
         raise UsageError(f"{path} is a list without splits", try_=f"--exclude {path}")
     found: set[str] = set()
@@ -201,11 +205,7 @@ def _names_of_karpathy(given: _Given, content: dict[str, Any]) -> set[str]:
         names |= set(same_as(coco=coco) or same_as(flickr=stem))
         if isinstance(file, str):
             names.add(file)
-    if not names:
-        raise DataError(
-            f"{given.path} has no picture of {', '.join(given.splits or HELD_OUT)}",
-            try_=f"--exclude {given.path}:{','.join(sorted(seen)) or 'all'}",
-        )
+    _wanted(given, sorted(seen))
     return names
 
 
@@ -253,10 +253,11 @@ def _names_of_store(given: _Given) -> set[str]:
     for split in wanted:
         for number in store.indices(split):
             record = store[int(number)]
-            if record.same_as:
-                names.update(record.same_as)
-            else:
-                names.update(f"{_EXACTLY}{path}" for path in record.images)
+            names.update(record.same_as)
+            for path in record.images:
+                name = path.rsplit("/", 1)[-1]
+                long_enough = len(name.rsplit(".", 1)[0]) >= _A_NAME
+                names.add(name if long_enough else f"{_EXACTLY}{path}")
     return names
 
 
@@ -284,11 +285,18 @@ def _looks_of_store(given: _Given) -> set[int]:
 
 
 def _wanted(given: _Given, splits: Iterable[str]) -> list[str]:
-    wanted = [split for split in splits if given.wants(split)]
-    if not wanted:
+    """The splits that are meant.
+
+    Raises:
+        DataError: there is none, or one that was asked for is not there.
+    """
+    there = list(splits)
+    wanted = [split for split in there if given.wants(split)]
+    unknown = [split for split in given.splits or () if split not in (*there, ALL)]
+    if not wanted or unknown:
         raise DataError(
-            f"{given.path} has no picture of {', '.join(given.splits or HELD_OUT)}",
-            try_=f"--exclude {given.path}:{','.join(splits)}",
+            f"{given.path} has no picture of {', '.join(unknown or given.splits or HELD_OUT)}",
+            try_=f"--exclude {given.path}:{','.join(there) or ALL}",
         )
     return wanted
 

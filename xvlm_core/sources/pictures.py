@@ -45,6 +45,7 @@ class Picture:
             as stored; 1: they are right; None: whether they must be turned cannot be told.
         kind: format by its first bytes, as Pillow names it.
         data: the encoded picture, if it was asked for.
+        bytes: size of its file.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Picture:
     turn: int | None = 1
     kind: str = "JPEG"
     data: bytes | None = None
+    bytes: int = 0
 
     @property
     def box_frame(self) -> tuple[int, int]:
@@ -104,7 +106,8 @@ def _checked(root: ImageRoot | None, job: PictureJob, *, decode: bool, keep: boo
                 file.seek(0)
                 image, orientation = parse_header(file, name, MAX_PIXELS)
                 stored, kind = image.size, str(image.format)
-            whole = _ends_whole(file, start)
+            size = file.seek(0, os.SEEK_END)
+            whole = _ends_whole(file, start, size)
             if keep and data is None:
                 file.seek(0)
                 data = file.read()
@@ -122,7 +125,7 @@ def _checked(root: ImageRoot | None, job: PictureJob, *, decode: bool, keep: boo
             turn = None
         elif job.stated == stored:
             turn = orientation
-    return Picture(name, shown[0], shown[1], turn, kind, data)
+    return Picture(name, shown[0], shown[1], turn, kind, data, size)
 
 
 def _locate(root: ImageRoot | None, picture: str | Embedded) -> tuple[Path | bytes, str]:
@@ -174,9 +177,8 @@ def _timed(
     return found, time.perf_counter() - begun - (time.thread_time() - worked)
 
 
-def _ends_whole(file: IO[bytes], start: bytes) -> bool:
+def _ends_whole(file: IO[bytes], start: bytes, size: int) -> bool:
     """Whether a file of a format with an end mark ends with it (or close to it)."""
-    size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 64))
     end = file.read()
     if start.startswith(b"\xff\xd8"):

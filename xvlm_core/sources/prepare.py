@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xvlm_core.errors import DataError, UsageError
+from xvlm_core.errors import DataError, OutputError, UsageError
 from xvlm_core.sources import engines
 from xvlm_core.sources.advice import about_boxes
 from xvlm_core.sources.base import Plan, Progress, Rules, Source
@@ -101,6 +101,12 @@ def prepare_plan(
     excluded = load_exclusions(values["exclude"], values["exclude_like"], values["same_photos"])
     rules = rules_of(plan.rules or source.rules, values)
     store = StoreFolder(output, plan.image_root, overwrite=overwrite)
+    inside = [p for p in plan.inputs if Path(os.path.realpath(p)).is_relative_to(store.folder)]
+    if overwrite and inside:
+        raise OutputError(
+            f"overwriting {output} would delete {inside[0]}, which is to be read",
+            try_="another -o FOLDER",
+        )
     store.begin(_key(source, plan, values))
     try:
         settings = Settings(

@@ -9,12 +9,13 @@ import dataclasses
 import difflib
 import importlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import UsageError
-from xvlm_core.sources.base import Option, Source
+from xvlm_core.sources.base import Option, Rules, Source
 
 _MODULES = (
     "coco",
@@ -126,13 +127,15 @@ def find_source(name: str) -> Source:
 
 def options_of(source: Source) -> tuple[Option, ...]:
     """Its own options and those of every source; the rules' help says what is on if not said."""
-    rules = dataclasses.asdict(source.rules)
-    common = (
-        dataclasses.replace(option, help=f"{option.help} (default: {rules[option.name]})")
-        if option.name in rules
-        else option
-        for option in COMMON
-    )
+    rules, none = dataclasses.asdict(source.rules), dataclasses.asdict(Rules())
+    common = []
+    for option in COMMON:
+        if option.name in rules:
+            usual = f"{rules[option.name]}"
+            if source.rules_for and rules[option.name] != none[option.name]:
+                usual += f" for {source.rules_for}, else {none[option.name]}"
+            option = dataclasses.replace(option, help=f"{option.help} (default: {usual})")
+        common.append(option)
     return (*source.options, *common)
 
 
@@ -166,6 +169,9 @@ def checked_options(source: Source, options: Mapping[str, object]) -> dict[str, 
             continue
         if not option.multiple and not single:
             problems.append(f"{option.flag} takes one value")
+            continue
+        if option.type is Path and len({os.path.realpath(item) for item in typed}) < len(typed):
+            problems.append(f"{option.flag} has the same file twice")
             continue
         values[option.name] = tuple(typed) if option.multiple else typed[0]
     if problems:
