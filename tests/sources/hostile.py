@@ -70,7 +70,8 @@ class Place:
         return self.prepare("jsonl", self.samples / name, "--images", self.samples)
 
     def coco(self, name: str) -> Ran:
-        return self.prepare("coco", "--annotations", self.samples / name, "--images", self.samples)
+        options = ("--images", self.samples, "--min-box-area", "0.01")
+        return self.prepare("coco", "--annotations", self.samples / name, *options)
 
     def picture(self, name: str) -> Ran:
         """A caption each of this picture and of a sound one."""

@@ -101,7 +101,8 @@ def test_excluded_pictures_are_counted_with_all_their_texts(
     root: Path, tmp_path: Path, prepare_store: Prepare
 ) -> None:
     (tmp_path / "ids.txt").write_text("11.jpg\n\n21\n99\n")
-    done = prepare_store("coco", {"root": root, "exclude": str(tmp_path / "ids.txt")})
+    options = {"root": root, "exclude": str(tmp_path / "ids.txt"), "split": "train"}
+    done = prepare_store("coco", options)
     assert [r.id for r in done.records] == ["12"]
     assert done.dropped("picture") == {"excluded": 2, "no text left": 1}
     assert done.dropped("caption") == {"picture: excluded": 3}
@@ -127,7 +128,8 @@ def test_bad_boxes_are_each_counted_under_their_reason(
     ]
     annotations = [box(i, 1, b) for i, b in enumerate(boxes)]
     file = write(tmp_path / "boxes.json", [image(1)], annotations)
-    done = prepare_store("coco", {"annotations": [file], "images": pictures})
+    options = {"annotations": [file], "images": pictures, "min_box_area": 0.01}
+    done = prepare_store("coco", options)
     assert done.dropped("region") == {
         "box outside the picture": 2,
         "box has no area": 2,
@@ -279,9 +281,8 @@ def test_counts_of_the_sample_are_the_expected_ones(
     assert done.count("caption")["kept"] == captions["captions_with_text_after_cleaning"]
 
     excluded = shared / "data" / "coco_karpathy" / "dataset_coco.json"
-    done = prepare_store(
-        "coco", {"annotations": paths, "images": coco, "exclude": str(excluded), "decode": True}
-    )
+    options = {"exclude": str(excluded), "decode": True, "split": "train"}
+    done = prepare_store("coco", {"annotations": paths, "images": coco, **options})
     key = "kept_after_removing_karpathy_val_and_test_images"
     assert done.count("region")["kept"] == expected[key]
     assert (
@@ -294,7 +295,8 @@ def test_hostile_files_of_the_sample(shared: Path, prepare_store: Prepare) -> No
     hostile = shared / "data" / "hostile"
 
     def run(name: str) -> Any:
-        return prepare_store("coco", {"annotations": [hostile / name], "images": hostile})
+        options = {"annotations": [hostile / name], "images": hostile, "min_box_area": 0.01}
+        return prepare_store("coco", options)
 
     assert run("nan_boxes.json").dropped("region") == {"box not finite": 4}
     assert run("bad_boxes.json").dropped("region") == {

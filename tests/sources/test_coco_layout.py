@@ -124,7 +124,10 @@ def test_a_photograph_of_coco_is_known_by_its_ids(pictures: Path, tmp_path: Path
         ("annotations/instances_default.json", "images/b.jpg", None, "train"),
         ("annotations/instances_default.json", "b.jpg", None, "train"),
         ("annotations/instances_validation.json", "images/validation/b.jpg", None, "val"),
+        ("annotations/instances_Training.json", "images/Training/b.jpg", None, "train"),
+        ("annotations/instances_dev.json", "images/dev/b.jpg", None, "val"),
         ("valid/_annotations.coco.json", "valid/b.jpg", None, "val"),
+        ("Testing/_annotations.coco.json", "Testing/b.jpg", None, "test"),
         ("_annotations.coco.json", "b.jpg", None, "train"),
         ("result.json", "images/b.jpg", "images/b.jpg", "train"),
         ("result.json", "images/b.jpg", "images\\b.jpg", "train"),
@@ -167,6 +170,70 @@ def test_splits_that_count_from_0_each_keep_their_pictures_apart(
         ("test/0", "test/a.jpg", "test"),
         ("train/0", "train/a.jpg", "train"),
         ("valid/0", "valid/a.jpg", "val"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("annotations/instances_train2017.json", 1),
+        ("annotations/instances_val2014.json", 1),
+        ("annotations/instances_train.json", 2),
+        ("annotations/instances_default.json", 2),
+        ("train/_annotations.coco.json", 2),
+        ("result.json", 2),
+    ],
+)
+def test_the_rules_of_the_paper_are_for_the_files_of_coco(
+    tmp_path: Path, prepare_store: Prepare, name: str, kept: int
+) -> None:
+    file = tmp_path / "export" / name
+    file.parent.mkdir(parents=True)
+    Image.new("RGB", (160, 90)).save(tmp_path / "export" / "a.jpg")
+    boxes = [box(0, 0, [10, 10, 80, 80]), box(1, 0, [10, 10, 2, 2])]
+    write(file, [image(0, "a.jpg")], boxes)
+    done = prepare_store("coco", {"root": tmp_path / "export"})
+    assert len(done.records[0].regions) == kept
+    assert done.dropped("region") == ({} if kept == 2 else {"box too small": 1})
+    done = prepare_store("coco", {"root": tmp_path / "export", "min_box_area": 0.01})
+    assert done.dropped("region") == {"box too small": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("_annotations.coco.json", "a.jpg"),
+        ("annotations/instances_default.json", "images/a.jpg"),
+        ("result.json", "images/a.jpg"),
+    ],
+)
+def test_a_file_is_enough_where_its_pictures_are_beside_it(
+    tmp_path: Path, prepare_store: Prepare, name: str, picture: str
+) -> None:
+    file, path = (tmp_path / "export" / part for part in (name, picture))
+    for folder in (file.parent, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (160, 90)).save(path)
+    write(file, [image(0, "a.jpg")], [box(0, 0, [10, 10, 80, 80])])
+    for options in ({"root": file}, {"annotations": [file]}):
+        assert [r.image for r in prepare_store("coco", options).records] == [picture]
+    options = {"root": file, "images": path.parent}
+    assert [r.image for r in prepare_store("coco", options).records] == ["a.jpg"]
+
+
+def test_files_of_several_folders_have_their_pictures_below_both(
+    tmp_path: Path, prepare_store: Prepare
+) -> None:
+    files = []
+    for folder, shade in (("train", 10), ("valid", 20)):
+        (tmp_path / "export" / folder).mkdir(parents=True)
+        Image.new("RGB", (160, 90), (shade,) * 3).save(tmp_path / "export" / folder / "a.jpg")
+        files.append(tmp_path / "export" / folder / "_annotations.coco.json")
+        write(files[-1], [image(0, "a.jpg")], [box(0, 0, [1, 1, 90, 80])])
+    done = prepare_store("coco", {"annotations": files})
+    assert [(r.image, r.split) for r in done.records] == [
+        ("train/a.jpg", "train"),
+        ("valid/a.jpg", "val"),
     ]
 
 

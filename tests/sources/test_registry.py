@@ -42,6 +42,9 @@ def test_the_rules_of_a_source_hold_where_nothing_else_is_said() -> None:
     )
     assert (rules.min_box_area, rules.invalid_boxes, rules.max_text_overlap) == (0, "clip", 0.75)
     helps = {option.name: option.help for option in options_of(coco)}
+    assert "(default: 0.01 for COCO's own files, else 0.0)" in helps["min_box_area"]
+    assert "(default: strict)" in helps["invalid_boxes"]
+    helps = {option.name: option.help for option in options_of(SOURCES["visual-genome"])}
     assert "(default: 0.01)" in helps["min_box_area"]
 
 

@@ -273,7 +273,7 @@ def hostile_lines(name: str) -> Check:
 def hostile_boxes(name: str) -> Check:
     def check(figures: Figures, run: Run) -> None:
         folder = SHARED / "hostile"
-        made = run("coco", annotations=[folder / name], images=folder)
+        made = run("coco", annotations=[folder / name], images=folder, min_box_area=0.01)
         assert made.read("region") == figures["boxes"]
         assert made.kept("region") == figures["kept"]
         for key, reasons in (

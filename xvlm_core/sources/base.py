@@ -115,6 +115,7 @@ class Source:
         plan: typed options in, plan out; raises ``UsageError`` or ``DataError``. Files are opened
             when ``events`` is iterated or before, and damage of a whole file is a ``DataError``.
         rules: which of the cleaning rules are on if nothing is said.
+        rules_for: the data that they are on for, where that is not all; its plan says so.
     """
 
     name: str
@@ -122,3 +123,4 @@ class Source:
     options: tuple[Option, ...]
     plan: Callable[[dict[str, Any]], Plan]
     rules: Rules = field(default_factory=Rules)
+    rules_for: str = ""

@@ -2,11 +2,14 @@
 
 Found by themselves under the folder: COCO and CVAT (``annotations/instances_*.json``,
 ``captions_*.json``), Roboflow (``train/_annotations.coco.json``), Label Studio (``result.json``),
-or the only JSON file there is. Boxes are ``xywh`` pixels in the files.
+or the only JSON file there is. Boxes are ``xywh`` pixels in the files. The paper's rules are on for
+COCO's own files, known by their names (``instances_train2017.json``); exports of other data keep
+their small boxes.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import DataError, UsageError
-from xvlm_core.sources.base import PAPER, Option, Plan, Source
+from xvlm_core.sources.base import PAPER, Option, Plan, Rules, Source
 from xvlm_core.sources.coco_layout import Entry, Layout, Place, find_place
 from xvlm_core.sources.drafts import Draft, Event
+from xvlm_core.sources.naming import split_name
 
-_SUBSET = re.compile(r"(?:^|[_-])((train|valid|validation|val|test)\d*)$")
-_SPLITS = {"valid": "val", "validation": "val"}
+_SUBSET = re.compile(
+    r"(?:^|[_-])((training|train|validation|valid|val|testing|test|dev)\d*)$", re.IGNORECASE
+)
+_OF_COCO = re.compile(r"(?:instances|captions)_(?:train|val|test)20(?:14|17)\.json")
 _YEAR = re.compile(r"(?:train|val|test)20\d\d")
 _OLD_NAME = re.compile(r"COCO_((?:train|val|test)\d{4})_\d{12}\.\w+")
 _COCO_NAME = re.compile(r"(?:.*[_/])?(\d{12})\.\w+")
@@ -38,27 +44,37 @@ class _Subset:
     def split(self) -> str:
         """Of its records, as the name has it."""
         match = _SUBSET.search(self.name)
-        return _SPLITS.get(match[2], match[2]) if match else "train"
+        return split_name(match[2]) if match else "train"
 
 
 def plan(options: dict[str, Any]) -> Plan:
     """Find the annotation files.
 
     Raises:
-        UsageError: neither ``root`` nor ``annotations`` and ``images`` are given.
+        UsageError: neither ``root`` nor ``annotations`` are given.
         DataError: there is no such folder, or no annotation file in it.
     """
-    root: Path | None = options["images"] or options["root"]
-    if root is None or (options["root"] is None and not options["annotations"]):
+    root, paths, images = options["root"], tuple(options["annotations"]), options["images"]
+    if root is not None and root.is_file():
+        root, paths = None, (*paths, root)
+    if root is None and not paths:
         raise UsageError(
             "where COCO is was not said",
             try_="xvlm prepare-data coco --root FOLDER, or --annotations FILE --images FOLDER",
         )
-    for folder in (options["root"], root):
+    for folder in (root, images):
         if folder is not None and not folder.is_dir():
             raise DataError(f"there is no folder {folder}", try_="--root FOLDER of COCO")
-    paths = options["annotations"] or _annotation_files(options["root"])
-    return Plan(_events(paths, root, options), root, tuple(paths))
+    paths = paths or _annotation_files(root)
+    place = images or root or _folder_of(paths)
+    rules = None if all(_OF_COCO.fullmatch(path.name) for path in paths) else Rules()
+    return Plan(_events(paths, place, options), place, paths, rules=rules)
+
+
+def _folder_of(paths: tuple[Path, ...]) -> Path:
+    """Where the pictures of annotation files are looked for."""
+    folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    return folder.parent if folder.name == "annotations" else folder
 
 
 def _annotation_files(root: Path) -> tuple[Path, ...]:
@@ -116,7 +132,7 @@ def _events(paths: tuple[Path, ...], root: Path, options: dict[str, Any]) -> Ite
             _draft,
             prefix=f"{subset.name or 'all'}/" if prefixed else "",
             place=_place(root, subset, layout),
-            split=options["split"] or subset.split,
+            split=split_name(options["split"] or subset.split),
         )
         yield from layout.lost
         yield from layout.unattached()
@@ -170,17 +186,24 @@ SOURCE = Source(
     "COCO captions and object boxes, and all that is annotated in its layout (CVAT, Roboflow, "
     "Label Studio)",
     (
-        Option("root", Path, "COCO folder: annotations/, train2017/, val2017/"),
+        Option(
+            "root", Path, "COCO folder (annotations/, train2017/, val2017/), or one annotation file"
+        ),
         Option(
             "annotations",
             Path,
             "annotation file, instead of those found in ROOT",
             multiple=True,
         ),
-        Option("images", Path, "folder that the pictures' names start from (default: ROOT)"),
+        Option(
+            "images",
+            Path,
+            "folder that the pictures' names start from (default: ROOT, or where the file is)",
+        ),
         Option("split", str, "split of all records (default: from the file name)"),
         Option("crowd", bool, "keep boxes around many objects (iscrowd)", True),
     ),
     plan,
     PAPER,
+    rules_for="COCO's own files",
 )
