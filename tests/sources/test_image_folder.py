@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.sources.conftest import Prepare, Prepared
+from xvlm_core.data.ledger import is_damage
 from xvlm_core.data.records import Region
 from xvlm_core.errors import DataError
 from xvlm_core.sources.registry import checked_options, find_source
@@ -71,13 +72,13 @@ def test_hidden_files_and_what_is_no_picture_are_not_looked_at(folder: Path, con
 
 
 def test_the_folder_gives_caption_and_split(folder: Path, convert: Any) -> None:
-    for name in ("train/red_mug/1.jpg", "validation/blue-cup/x/2.jpg", "test/3.jpg", "other/4.jpg"):
+    for name in ("train/red_mug/1.jpg", "Validation/blue-cup/x/2.jpg", "test/3.jpg", "other/4.jpg"):
         put(folder, name)
     done = convert(labels_from="folder", split_from="folder", split="rest")
     assert {r.id: (r.split, r.captions) for r in done.records} == {
         "other/4.jpg": ("rest", ("other",)),
         "train/red_mug/1.jpg": ("train", ("red mug",)),
-        "validation/blue-cup/x/2.jpg": ("val", ("x",)),
+        "Validation/blue-cup/x/2.jpg": ("val", ("x",)),
     }
     assert done.lost("picture") == {"test/3.jpg": "no text"}
     done = convert(labels_from="folder")
@@ -129,10 +130,115 @@ def test_boxes_as_yolo_writes_them(folder: Path, convert: Any, tmp_path: Path) -
 
 
 def test_boxes_of_yolo_are_no_captions(folder: Path, convert: Any) -> None:
+    for i in range(100):
+        put(folder, f"{i:03}.jpg", txt="3 dogs")
     put(folder, "a.jpg", txt="1 0.3 0.45 0.4 0.7\n3 dogs\n")
     done = convert()
-    assert done.records[0].captions == ("3 dogs",)
+    assert done.records[-1].captions == ("3 dogs",)
     assert done.lost("caption") == {"a.txt:1": "numbers of a box (see --classes)"}
+
+
+def test_boxes_of_yolo_without_names_of_classes_are_refused(folder: Path, convert: Any) -> None:
+    put(folder, "images/train/a.jpg")
+    put(folder, "images/train/b.jpg")
+    with pytest.raises(DataError, match="nothing to keep"):
+        convert()
+    (folder / "data.yaml").write_text("names: [cat]")
+    with pytest.raises(DataError, match=r"data\.yaml names classes") as caught:
+        convert()
+    assert caught.value.try_ == f"--classes {folder / 'data.yaml'}"
+    assert len(convert(labels_from="folder").records) == 2
+    assert len(convert(allow_empty=True).records) == 2
+    (folder / "data.yaml").unlink()
+    (folder / "labels/train").mkdir(parents=True)
+    (folder / "labels/train/b.txt").write_text("\n1 0.3 0.45 0.4 0.7\n")
+    with pytest.raises(DataError, match=r"labels/train/b\.txt has boxes") as caught:
+        convert()
+    assert str(caught.value.try_).startswith("--classes FILE")
+    (folder / "classes.txt").write_text("cat\n")
+    with pytest.raises(DataError, match=r"labels/train/b\.txt has boxes") as caught:
+        convert(labels_from="folder")
+    assert caught.value.try_ == f"--classes {folder / 'classes.txt'}"
+    with pytest.raises(DataError, match="nothing is said beside the pictures") as caught:
+        convert(root=folder / "images")
+    assert caught.value.try_ == f"xvlm prepare-data image-folder {folder} --classes FILE"
+
+
+def test_captions_beside_the_pictures_need_no_classes(folder: Path, convert: Any) -> None:
+    put(folder, "a.jpg", txt="a dog")
+    (folder / "classes.txt").write_text("dog\n")
+    assert convert().records[0].captions == ("a dog",)
+
+
+@pytest.mark.parametrize("layout", ["images/{split}/{name}", "{split}/images/{name}"])
+def test_the_layout_of_yolo_is_found(folder: Path, convert: Any, layout: str) -> None:
+    for split, name in (("train", "a"), ("train", "none"), ("train", "empty"), ("valid", "b")):
+        picture = layout.format(split=split, name=f"{name}.jpg")
+        put(folder, picture)
+        if name != "none":
+            label = folder / picture.replace("images", "labels").replace(".jpg", ".txt")
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("" if name == "empty" else "1 0.3 0.45 0.4 0.7\n")
+    (folder / "data.yaml").write_text("train: images/train\nnames:\n  0: cat\n  1: red dog\n")
+    done = convert(classes=folder / "data.yaml")
+    assert {r.id: r.split for r in done.records} == {
+        layout.format(split="train", name="a.jpg"): "train",
+        layout.format(split="valid", name="b.jpg"): "val",
+    }
+    assert {r.regions[0].text for r in done.records} == {"red dog"}
+    assert set(done.lost("picture").values()) == {"no text left"}
+    assert not any(map(is_damage, done.dropped("picture")))
+    done = convert(classes=folder / "data.yaml", split_from="none", split="Testing")
+    assert {r.split for r in done.records} == {"test"}
+    assert len(convert(classes=folder / "data.yaml", allow_empty=True).records) == 4
+
+
+def test_labels_never_lie_outside_the_folder(folder: Path, convert: Any, tmp_path: Path) -> None:
+    put(folder, "images/a.jpg")
+    put(folder, "images/b.jpg", txt="0 0.3 0.45 0.4 0.7")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.txt").write_text("0 0.3 0.45 0.4 0.7")
+    (folder / "labels").symlink_to(tmp_path / "out")
+    (tmp_path / "names.txt").write_text("cat")
+    done = convert(classes=tmp_path / "names.txt")
+    assert [r.id for r in done.records] == ["images/b.jpg"]
+    assert done.lost("caption") == {"labels/a.txt": "outside the image root"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: 3", "has no list of class names under 'names'"),
+        ("train: x", "has no list of class names"),
+        ("names: {0: cat, 2: dog}", "has no list of class names"),
+        ("names: [cat, [dog]]", "has no list of class names"),
+        ("names: [", "is not readable as YAML"),
+        ("- cat", "has no list of class names"),
+        ("names: !!timestamp cat", "is not readable as YAML"),
+        ("names: !!python/object:os.system [cat]", "is not readable as YAML"),
+    ],
+)
+def test_a_data_yaml_without_names_is_refused(
+    folder: Path, convert: Any, text: str, message: str
+) -> None:
+    put(folder, "a.jpg", txt="0 0.3 0.45 0.4 0.7")
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=message):
+        convert(classes=folder / "data.yaml")
+
+
+@pytest.mark.parametrize("inner", ["", "train/"])
+def test_annotations_of_coco_in_the_folder_are_named(
+    folder: Path, convert: Any, inner: str
+) -> None:
+    put(folder, f"{inner}a.jpg")
+    (folder / f"{inner}_annotations.coco.json").write_text("{}")
+    (folder / "README.dataset.txt").write_text("about")
+    with pytest.raises(DataError, match=r"_annotations\.coco\.json is there") as caught:
+        convert()
+    assert caught.value.try_ == f"xvlm prepare-data coco {folder}"
+    put(folder, "b.jpg", txt="a dog")
+    assert convert().records[0].captions == ("a dog",)
 
 
 def test_damage_costs_what_is_damaged(folder: Path, convert: Any) -> None:

@@ -5,7 +5,9 @@ Beside ``a.jpg`` may lie ``a.txt`` (a caption a line) and ``a.json`` (``caption`
 is read as Hugging Face's ``imagefolder`` reads it: ``file_name``, a text, and ``objects`` with
 ``bbox`` (left, top, width, height) and ``categories``. With ``--labels-from folder`` the name of
 the folder is a caption. With ``--classes`` the lines of ``a.txt`` are boxes as YOLO writes them:
-number of the class, centre, width and height, in fractions.
+number of the class, centre, width and height, in fractions. They may also be in ``labels/`` where
+the pictures are in ``images/``; a picture without boxes is then a background picture, left out by
+choice. ``training``, ``valid``, ``dev`` and the like are the splits train, val and test.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import DataError
+from xvlm_core.sources import yolo
 from xvlm_core.sources.base import Option, Plan, Source
 from xvlm_core.sources.drafts import Draft, Event, Kept, Lost, Said, corners
 from xvlm_core.sources.lines import (
@@ -33,16 +36,9 @@ from xvlm_core.sources.lines import (
     parse_line,
     whole_said,
 )
+from xvlm_core.sources.naming import PICTURE_SUFFIXES, split_name, usual_split
 
-_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-)
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-_YOLO = re.compile(r"\s*\d+(?:\s+-?\d*\.?\d+(?:[eE][-+]?\d+)?){4}\s*")
+_COCO = "_annotations.coco.json"
 _TEXT_KEYS = ("text", "caption", "captions")
 _METADATA = "metadata.jsonl"
 
@@ -87,7 +83,8 @@ class Beside:
         said = [*self.listed, *self._beside(), *self._label()]
         split, _ = self._folders()
         if not said and not self.reading.form.allow_empty:
-            yield Lost("picture", self.path, "no text")
+            background = self.reading.classes is not None  # nothing is missing there
+            yield Lost("picture", self.path, "no text left" if background else "no text")
             return
         yield Draft(
             id=self.path,
@@ -100,8 +97,11 @@ class Beside:
     def _folders(self) -> tuple[str, list[str]]:
         """The split, and the folders between it and the picture."""
         folders = self.path.split("/")[:-1]
-        if self.reading.splits and folders and folders[0].lower() in _SPLITS:
-            return _SPLITS[folders[0].lower()], folders[1:]
+        if self.reading.classes is not None:
+            folders = [folder for folder in folders if folder != "images"]
+        split = usual_split(folders[0]) if self.reading.splits and folders else None
+        if split is not None:
+            return split, folders[1:]
         return self.reading.split, folders
 
     def _label(self) -> Iterator[Said]:
@@ -129,14 +129,17 @@ class Beside:
         return data.removeprefix(b"\xef\xbb\xbf")
 
     def _beside(self) -> Iterator[Said]:
-        for suffix, read in ((".txt", self._text), (".json", self._json)):
-            name = str(Path(self.path).with_suffix(suffix))
-            try:
-                data = self._read(name)
-                if data.strip():
-                    yield from read(name, data)
-            except LineProblem as problem:
-                yield Said("caption", problem.seen, name, problem=problem.reason)
+        beside = Path(self.path).with_suffix("")
+        texts = (f"{beside}.txt",) if self.reading.classes is None else yolo.label_files(self.path)
+        for names, read in ((texts, self._text), ((f"{beside}.json",), self._json)):
+            for name in names:
+                try:
+                    data = self._read(name)
+                    if data.strip():
+                        yield from read(name, data)
+                        break
+                except LineProblem as problem:
+                    yield Said("caption", problem.seen, name, problem=problem.reason)
 
     def _text(self, name: str, data: bytes) -> Iterator[Said]:
         for number, raw in enumerate(data.splitlines(), 1):
@@ -149,27 +152,11 @@ class Beside:
                 yield Said("caption", raw.decode("latin-1"), where, problem="not UTF-8")
                 continue
             if self.reading.classes is not None:
-                yield self._yolo(text, where, self.reading.classes)
-            elif _YOLO.fullmatch(text):
+                yield yolo.box_of_line(text, where, self.reading.classes)
+            elif yolo.is_box(text):
                 yield Said("caption", text, where, problem="numbers of a box (see --classes)")
             else:
                 yield Said("caption", text, where)
-
-    def _yolo(self, line: str, where: str, classes: tuple[str, ...]) -> Said:
-        if not _YOLO.fullmatch(line):
-            return Said("region", line, where, problem="malformed region")
-        first, *numbers = line.split()
-        if int(first) >= len(classes):
-            return Said("region", first, where, problem="unknown category")
-        box = [float(number) for number in numbers]
-        return Said(
-            "region",
-            classes[int(first)],
-            where,
-            box_xyxy=corners(box, "cxcywh"),
-            fraction=True,
-            seen=box,
-        )
 
     def _json(self, name: str, data: bytes) -> Iterator[Said]:
         value = parse_line(data)
@@ -203,17 +190,18 @@ def plan(options: dict[str, Any]) -> Plan:
         kind=options["kind"],
         allow_empty=options["allow_empty"],
     )
+    found = _walk(root)
+    _refuse_others(root, found, options)
+    named = options["classes"] is not None
+    is_yolo = named and any("images" in name.split("/")[:-1] for name in found.pictures)
     reading = Reading(
         root=root,
         form=form,
-        classes=None if options["classes"] is None else _class_names(options["classes"]),
+        classes=yolo.class_names(options["classes"]) if named else None,
         labels=options["labels_from"] == "folder",
-        splits=options["split_from"] == "folder",
-        split=options["split"],
+        splits=(options["split_from"] or ("folder" if is_yolo else "none")) == "folder",
+        split=split_name(options["split"]),
     )
-    found = _walk(root)
-    if not found.pictures:
-        raise DataError(f"no picture in {root}", try_="xvlm prepare-data image-folder FOLDER")
     lines, listed = _listed(root, found.lists)
     inputs = [root, *(root / name for name in (*found.lists, *found.beside))]
     if options["classes"] is not None:
@@ -230,6 +218,33 @@ def plan(options: dict[str, Any]) -> Plan:
     return Plan(events(), image_root=root, inputs=tuple(inputs), total=len(found.pictures))
 
 
+def _refuse_others(root: Path, found: _Found, options: dict[str, Any]) -> None:
+    """Folders whose texts would not be found, or not be understood."""
+    told = options["labels_from"] is not None or options["allow_empty"] or bool(found.lists)
+
+    def has_texts() -> bool:
+        pictures = {name.rpartition(".")[0] for name in found.pictures}
+        return told or any(name.rpartition(".")[0] in pictures for name in found.beside)
+
+    if found.coco and options["classes"] is None and not has_texts():
+        folder = (root / found.coco[0]).parent
+        raise DataError(
+            f"nothing is said beside the pictures of {root}, but {found.coco[0]} is there",
+            try_=f"xvlm prepare-data coco {root if folder.parent == root else folder}",
+        )
+    if not found.pictures:
+        raise DataError(f"no picture in {root}", try_="xvlm prepare-data image-folder FOLDER")
+    labels = root.resolve().parent / "labels"
+    if root.resolve().name == "images" and labels.is_dir() and not has_texts():
+        raise DataError(
+            f"nothing is said beside the pictures of {root}, but {labels} is there",
+            try_=f"xvlm prepare-data image-folder {labels.parent} --classes FILE",
+        )
+    if options["classes"] is None:
+        files = [*(name for name in found.beside if name.endswith(".txt")), *found.yaml]
+        yolo.refuse_unnamed(root, files, other_texts=has_texts)
+
+
 @dataclass(frozen=True)
 class _Found:
     """Paths from the root, sorted; hidden ones are not looked at.
@@ -238,17 +253,21 @@ class _Found:
         pictures: by their suffix.
         lists: ``metadata.jsonl`` of any folder.
         beside: files that may lie beside a picture.
+        yaml: what may name the classes of boxes.
+        coco: annotations in the layout of COCO.
         lost: links that leave the root.
     """
 
     pictures: list[str]
     lists: list[str]
     beside: list[str]
+    yaml: list[str]
+    coco: list[str]
     lost: list[Lost]
 
 
 def _walk(root: Path) -> _Found:
-    found = _Found([], [], [], [])
+    found = _Found(*([] for _ in range(6)))
     for folder, folders, files in os.walk(root, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         start = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
@@ -269,28 +288,19 @@ def _walk(root: Path) -> _Found:
                     f"{start}{name} in {root} is a table",
                     try_=f"xvlm prepare-data table {folder}/{name} --images {folder}",
                 )
-            elif Path(name).suffix.lower() in _SUFFIXES:
+            elif Path(name).suffix.lower() in PICTURE_SUFFIXES:
                 found.pictures.append(start + name)
+            elif name == _COCO:
+                found.coco.append(start + name)
             elif Path(name).suffix in (".txt", ".json"):
                 found.beside.append(start + name)
+            elif Path(name).suffix in (".yaml", ".yml", ".names"):
+                found.yaml.append(start + name)
     return found
 
 
 def _unreadable(error: OSError) -> None:
     raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    with open_lines(path) as file:
-        try:
-            names = file.read().decode("utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 (byte {error.start})") from error
-    while names and not names[-1].strip():
-        names.pop()
-    if not names:
-        raise DataError(f"{path} is an empty file", try_="--classes FILE with a class name a line")
-    return tuple(name.strip() for name in names)
 
 
 def _listed(root: Path, lists: list[str]) -> tuple[list[Lost | Kept], dict[str, list[Said]]]:
@@ -345,11 +355,16 @@ SOURCE = Source(
         Option(
             "split_from",
             str,
-            "folder: the first folder is the split (train, val, test)",
-            choices=("folder",),
+            "folder: the first folder is the split (train, valid, test and the like; default: "
+            "folder for YOLO's images/train, else none)",
+            choices=("folder", "none"),
         ),
         Option("split", str, "split of all other pictures", "train"),
-        Option("classes", Path, "class names, one a line: a.txt has boxes as YOLO writes them"),
+        Option(
+            "classes",
+            Path,
+            "class names, one a line, or YOLO's data.yaml: a.txt or labels/ has its boxes",
+        ),
         EMPTY_OPTION,
         *BOX_OPTIONS,
         KIND_OPTION,
