@@ -11,6 +11,7 @@ from xvlm_core.data.ledger import examples_of, is_damage
 from xvlm_core.errors import DataError
 from xvlm_core.sources.advice import about_boxes, most_lost
 from xvlm_core.sources.base import Source
+from xvlm_core.sources.naming import SAVE_AS_UTF_8
 
 if TYPE_CHECKING:
     from xvlm_core.data.manifest import Manifest
@@ -57,19 +58,20 @@ def column_lines(output: Path, document: dict[str, Any]) -> list[str]:
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
     document["columns"] = found
-    parts = []
-    for name, value in found.items():
-        if name == "not_used" or value in (None, "", [], {}):
-            continue
-        if isinstance(value, dict):
-            extra = [str(value[k]) for k in ("format", "unit") if value.get(k)]
-            columns = value.get("columns", value.get("column"))
-            value = f"{_joined(columns)} ({', '.join(extra)})" if extra else _joined(columns)
-        parts.append(f"{name}={_joined(value)}")
-    lines = [f"columns: {' '.join(parts)}"]
-    unused = found.get("not_used")
-    if unused:
-        lines.append(f"not used: {_joined(unused)}")
+    lines = []
+    for file, columns in found.items():
+        parts = []
+        for name, value in columns.items():
+            if name == "not_used" or value in (None, "", [], {}):
+                continue
+            if name == "box":
+                form = ", ".join(str(value[k]) for k in ("format", "unit") if value.get(k))
+                parts.append(f"box={_joined(value['columns'])} ({form})")
+            else:
+                parts.append(f"{name}={_joined(value)}")
+        unused = columns.get("not_used")
+        more = f"; not used: {_joined(unused)}" if unused else ""
+        lines.append(f"{file}: {' '.join(parts)}{more}")
     return lines
 
 
@@ -117,7 +119,9 @@ def refuse_damage(source: Source, output: Path, manifest: Manifest, allowed: flo
         f"{output} is prepared, without what is damaged or missing: {'; '.join(problems)}",
         details=examples_of([output / _LEDGER], 10, among=among),
         where=str(output / _LEDGER),
-        try_=f"{advice}, and --overwrite"
+        try_=SAVE_AS_UTF_8
+        if any("not UTF-8" in problem for problem in problems)
+        else f"{advice}, and --overwrite"
         if advice is not None
         else f"{mend}, or accept it: --allow-damage {share:g}",
     )

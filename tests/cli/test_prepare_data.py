@@ -105,6 +105,17 @@ def test_the_share_that_is_said_is_the_share_that_will_do(xvlm: Run, lines: Path
     assert xvlm(*words, "--allow-damage", share).code == 0
 
 
+def test_columns_that_were_taken_and_left_are_said(xvlm: Run, lines: Path) -> None:
+    Path("mine.csv").write_text("file;phrase;note\nimage.jpg;noise;x\n")
+    done = xvlm("prepare-data", "table", "mine.csv", "--images", ".", "-o", "a")
+    assert done.code == 0
+    assert "mine.csv: image=file text=phrase" in done.out
+    assert "not used: note" in done.out
+    assert xvlm(
+        "prepare-data", "table", "mine.csv", "--images", ".", "-o", "b", "--json"
+    ).document()["result"]["columns"]["mine.csv"]["not_used"] == ["note"]
+
+
 def test_names_from_a_file_do_not_command_the_terminal(xvlm: Run, lines: Path) -> None:
     row = {"image": "image.jpg", "text": "a", "split": "\u001b[31mtr\u202eain"}
     lines.write_text(json.dumps(row) + "\n")

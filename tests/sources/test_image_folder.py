@@ -334,3 +334,16 @@ def test_several_processes_make_the_same_store(folder: Path, convert: Any) -> No
     one, two = (convert(workers=n, shard_records=2) for n in (1, 2))
     assert (one.records, one.ledger) == (two.records, two.ledger)
     assert one.records[-1].captions == ("listed", "text 4")
+
+
+def test_pictures_in_formats_that_are_not_read_are_listed(
+    tmp_path: Path, prepare_store: Prepare
+) -> None:
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.jpg")
+    (folder / "a.txt").write_text("a")
+    for name in ("b.HEIC", "c.avif"):
+        (folder / name).write_bytes(b"x")
+    done = prepare_store("image-folder", {"root": folder})
+    assert done.lost("picture") == {"b.HEIC": "format not read", "c.avif": "format not read"}

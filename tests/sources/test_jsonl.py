@@ -11,6 +11,7 @@ import pytest
 from tests.sources.conftest import Prepare, Prepared
 from xvlm_core.data.records import Answer, Question, Region, Statement
 from xvlm_core.errors import DataError, UsageError
+from xvlm_core.sources.prepare import prepare
 
 
 @pytest.fixture
@@ -645,3 +646,11 @@ def test_hostile_pictures_of_the_sample(
         "html_page.jpg": "not an image",
     }
     assert len(done.records) == 8
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_in_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    options = {"annotations": [tmp_path / "pipe"], "images": tmp_path}
+    with pytest.raises(DataError, match="pipe is no file"):
+        prepare("jsonl", tmp_path / "store", options, command="x")

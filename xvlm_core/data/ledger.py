@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from json.encoder import encode_basestring as _quoted
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from xvlm_core.data.text import sanitize

@@ -19,7 +19,7 @@ INDEX_DTYPE = np.dtype(
     [("offset", "<i8"), ("length", "<i4"), ("split", "<i4"), ("id", "<u8"), ("pictures", "<i8")]
 )
 """One row a record: byte offset, bytes without the newline, number of its split in the shard's
-``splits``, ``name_hash`` of its id, and bytes of its picture files outside the store (0: inside)."""
+``splits``, ``name_hash`` of its id, bytes of its picture files outside the store (0: inside)."""
 
 SAME_DTYPE = np.dtype([("name", "<u8"), ("record", "<i8")])
 """One row a name of a photograph: ``name_hash`` of it, and the number of the record."""

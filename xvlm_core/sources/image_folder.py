@@ -245,6 +245,12 @@ def _refuse_others(root: Path, found: _Found, options: dict[str, Any]) -> None:
         yolo.refuse_unnamed(root, files, other_texts=has_texts)
 
 
+_NOT_READ = frozenset(
+    {".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".raw", ".cr2", ".dng", ".nef", ".svg"}
+)
+"""Suffixes of pictures in formats that are not read."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """Paths from the root, sorted; hidden ones are not looked at.
@@ -255,7 +261,7 @@ class _Found:
         beside: files that may lie beside a picture.
         yaml: what may name the classes of boxes.
         coco: annotations in the layout of COCO.
-        lost: links that leave the root.
+        lost: links that leave the root, pictures in formats that are not read.
     """
 
     pictures: list[str]
@@ -290,6 +296,8 @@ def _walk(root: Path) -> _Found:
                 )
             elif Path(name).suffix.lower() in PICTURE_SUFFIXES:
                 found.pictures.append(start + name)
+            elif Path(name).suffix.lower() in _NOT_READ:
+                found.lost.append(Lost("picture", start + name, "format not read"))
             elif name == _COCO:
                 found.coco.append(start + name)
             elif Path(name).suffix in (".txt", ".json"):

@@ -121,6 +121,8 @@ def open_lines(path: Path) -> IO[bytes]:
         DataError: it cannot be read, or is UTF-16 or UTF-32.
     """
     try:
+        if path.exists() and not path.is_file():  # read twice, so neither a pipe nor a terminal
+            raise DataError(f"{path} is no file", try_="write it to a file first")
         file = open(path, "rb")  # noqa: SIM115 (the caller closes it)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error

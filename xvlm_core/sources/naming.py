@@ -53,7 +53,7 @@ FOUR_SIDES: tuple[tuple[str, str], ...] = (
 that ``width`` and ``height`` beside them are the picture's."""
 
 PICTURE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+    (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 )
 
 _SPLITS = {

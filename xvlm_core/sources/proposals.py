@@ -26,13 +26,13 @@ from xvlm_core.sources.base import Option, Plan, Rules, Source
 from xvlm_core.sources.drafts import Draft, Event, Kept, Lost, Said, corners
 from xvlm_core.sources.lines import (
     BOX_UNIT_OPTION,
-    FORMATS,
     LineProblem,
     one_spelling,
     open_lines,
     parse_line,
 )
 from xvlm_core.sources.merging import file_names
+from xvlm_core.sources.naming import FORMATS
 from xvlm_core.sources.refer import Entry, Instances, entry_of, find_naming
 from xvlm_core.sources.strict_json import read_object
 
