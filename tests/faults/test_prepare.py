@@ -79,3 +79,50 @@ def test_kill_9_at_random_moments_leaves_no_trace_in_the_store(
     assert lines_seen == sorted(lines_seen), "what was done stayed done"
     assert files_of(tmp_path / "killed" / "store") == files_of(tmp_path / "whole" / "store")
     assert {path.name for path in (tmp_path / "killed").iterdir()} - hidden == {"store"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_kill_9_while_a_store_is_replaced_never_leaves_less_than_a_store(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    for name, options in (("whole", ()), ("killed", ("--seed", "5"))):
+        subprocess.run(
+            command(2, *options),
+            cwd=tmp_path / name,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+    whole, old = files_of(tmp_path / "whole" / "store"), files_of(tmp_path / "killed" / "store")
+    assert whole.keys() == old.keys()
+    killed, rng = 0, random.Random(3)
+    for attempt in range(40):
+        process = subprocess.Popen(
+            command(1 + attempt % 3, "--overwrite"),
+            cwd=tmp_path / "killed",
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        begun = time.monotonic()
+        # from before the first shard is begun to after the last is done
+        patience = 0.15 + (0.4 + 0.1 * attempt) * rng.random()
+        while process.poll() is None and time.monotonic() - begun < patience:
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.kill()
+        process.wait(timeout=60)
+        folder = tmp_path / "killed" / "store"
+        if not folder.exists():  # between the two renames: the next run puts it back
+            folder = tmp_path / "killed" / ".store.old"
+        assert files_of(folder) in (old, whole)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        killed += 1
+    else:
+        pytest.fail("it never got done")
+    assert killed >= 1
+    assert files_of(tmp_path / "killed" / "store") == whole
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["store"]
