@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -104,9 +104,35 @@ class Steps:
         """The batch of a step."""
         from xvlm_core.data.collate import pretrain_batch
 
+        if self.kind == "pictures":
+            return (self._pictures(step),)
         make = self.maker.of_caption if self.kind == "captions" else self.maker.of_regions
         samples, dropped = self.stream.samples(step, make)
         return (pretrain_batch(samples, dropped=dropped),)
+
+    def _pictures(self, step: int) -> Pictures:
+        """Decode, augment, collate: what a captioned sample does with its picture, without text."""
+        import numpy as np
+        import torch
+
+        from xvlm_core.data import augment
+        from xvlm_core.data.samples import Sample
+
+        def make(record: Any, source: Any, epoch: int) -> Sample:
+            rng = augment.generator(0, epoch, record.id, "caption")
+            image = self.maker._read(source)
+            side = self.maker.settings.image_size
+            return Sample(record.id, augment.pretrain_picture(image, rng, side), ())
+
+        samples, _ = self.stream.samples(step, make)
+        whole = np.stack([sample.picture for sample in samples])
+        return Pictures(torch.from_numpy(whole).permute(0, 3, 1, 2).contiguous())
+
+
+class Pictures(NamedTuple):
+    """A batch of pictures alone."""
+
+    pictures_ICHW: Any
 
 
 class Plain:
@@ -163,7 +189,7 @@ def measure_loading(store: Any, files: Sequence[Path], size: Size) -> Iterator[M
 
     from xvlm_core.train.feeding import feed_from
 
-    kinds = (("captions", False), ("regions", False), ("captions", True))
+    kinds = (("pictures", False), ("captions", False), ("regions", False), ("captions", True))
     for side, (kind, normalise) in itertools.product(size.sides, kinds):
         plain, feed = (
             _plain(files, side, size),
@@ -181,7 +207,7 @@ def measure_loading(store: Any, files: Sequence[Path], size: Size) -> Iterator[M
                 lambda: _turn(plain, size),  # noqa: B023
                 size.batch * size.batches,
                 size.turns,
-                None if normalise else 1.3,
+                1.3 if kind == "pictures" else None,
             )
         finally:
             feed.close()
