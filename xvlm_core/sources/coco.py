@@ -19,8 +19,10 @@ from typing import Any
 
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.base import PAPER, Option, Plan, Rules, Source
-from xvlm_core.sources.coco_layout import Entry, Layout, Place, find_place
+from xvlm_core.sources.coco_layout import Entry, Layout, Place
 from xvlm_core.sources.drafts import Draft, Event
+from xvlm_core.sources.folders import first_that_fits
+from xvlm_core.sources.identity import coco_in
 from xvlm_core.sources.naming import split_name
 
 _SUBSET = re.compile(
@@ -29,7 +31,6 @@ _SUBSET = re.compile(
 _OF_COCO = re.compile(r"(?:instances|captions)_(?:train|val|test)20(?:14|17)\.json")
 _YEAR = re.compile(r"(?:train|val|test)20\d\d")
 _OLD_NAME = re.compile(r"COCO_((?:train|val|test)\d{4})_\d{12}\.\w+")
-_COCO_NAME = re.compile(r"(?:.*[_/])?(\d{12})\.\w+")
 _ROBOFLOW = "_annotations.coco.json"
 
 
@@ -152,7 +153,7 @@ def _place(root: Path, subset: _Subset, layout: Layout) -> Place:
     unique = dict.fromkeys(f"{folder}/" if folder else "" for folder in folders)
     places = [Place(folder, flat) for flat in (False, True) for folder in unique]
     names = (entry.name for entry in layout.pictures.values())
-    found = find_place(root, names, places)
+    found = first_that_fits(root, names, places)
     return found or Place(f"{name}/" if name and (root / name).is_dir() else "")
 
 
@@ -165,8 +166,7 @@ def _beside(root: Path, subset: _Subset) -> list[str]:
 
 
 def _draft(id: int, entry: Entry, *, prefix: str, place: Place, split: str) -> Draft:
-    match = _COCO_NAME.fullmatch(entry.name)
-    of_coco = entry.coco_url is not None or (match is not None and int(match[1]) == id)
+    of_coco = entry.coco_url is not None or coco_in(entry.name) == id
     return Draft(
         f"{prefix}{id}",
         (place.path(entry.name),),

@@ -7,7 +7,7 @@ read as a stream; of each box, only its numbers are held.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,8 +22,6 @@ _UNUSED = frozenset({"segmentation", "keypoints"})
 _NUMBERS = {int, float}
 _INT64 = 1 << 62
 _INT32 = 1 << 30
-_LOOKED_AT = 50
-"""Pictures of which one must be there for a folder to be recognised."""
 
 
 @dataclass(frozen=True)
@@ -359,16 +357,3 @@ class Place:
     def path(self, name: str) -> str:
         """From the image root."""
         return self.folder + (name.rsplit("/", 1)[-1] if self.flat else name)
-
-
-def find_place(root: Path, names: Iterable[str], places: Iterable[Place]) -> Place | None:
-    """The first place where one of the first pictures is, or None."""
-    looked_at = [name for name, _ in zip(names, range(_LOOKED_AT), strict=False)]
-    for place in places:
-        for name in looked_at:
-            try:
-                if (root / place.path(name)).is_file():
-                    return place
-            except (OSError, ValueError):  # no file name: said when pictures are checked
-                continue
-    return None

@@ -74,11 +74,17 @@ _COCO_FILE = re.compile(r"(?:^|[/_])(\d{12})\.\w+$", re.ASCII)
 _FLICKR_FILE = re.compile(r"(?:^|/)flickr30k[-_]images/(\d{4,})\.\w+$", re.ASCII)
 
 
+def coco_in(path: str) -> int | None:
+    """The COCO id in the name of a picture (``COCO_train2014_000000581857.jpg``), if it has one."""
+    match = _COCO_FILE.search(path)
+    return int(match[1]) if match else None
+
+
 def names_in(path: str) -> tuple[str, ...]:
     """Names of the photograph that its path gives away.
 
     ``val2014/COCO_val2014_000000391895.jpg``, ``000000391895.jpg`` and
     ``flickr30k-images/4127484314.jpg`` do.
     """
-    coco, flickr = _COCO_FILE.search(path), _FLICKR_FILE.search(path)
-    return same_as(coco=coco[1] if coco else None, flickr=flickr[1] if flickr else None)
+    flickr = _FLICKR_FILE.search(path)
+    return same_as(coco=coco_in(path), flickr=flickr[1] if flickr else None)

@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from xvlm_core.errors import DataError, UsageError
+from xvlm_core.errors import DataError
 from xvlm_core.sources.base import Option, Plan, Source
 from xvlm_core.sources.coco_layout import is_id
 from xvlm_core.sources.drafts import Draft, Event, Lost, Said
+from xvlm_core.sources.folders import LOOKED_AT, asked_folders, first_that_fits
 from xvlm_core.sources.identity import same_as
 from xvlm_core.sources.strict_json import iter_members
 
@@ -30,8 +31,6 @@ _PICTURE_FOLDERS = (
     "Flicker8k_Dataset/",
     "Flickr8k_Dataset/",
 )
-_LOOKED_AT = 50
-"""Pictures of which one must be there for a naming to be recognised."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,6 @@ class _Naming:
                 name = f"{'val' if in_val else 'train'}2017/{name}"
         return self.folder + name
 
-    def has_one_of(self, entries: list[dict[str, Any]]) -> bool:
-        """Whether one of the pictures is there."""
-        try:
-            return any((self.root / self.path(entry)).is_file() for entry in entries)
-        except (OSError, ValueError):  # no file name: said when pictures are checked
-            return False
-
 
 def plan(options: dict[str, Any]) -> Plan:
     """Find the split file.
@@ -75,16 +67,11 @@ def plan(options: dict[str, Any]) -> Plan:
         UsageError: neither ``root`` nor ``annotations`` and ``images`` are given.
         DataError: there is no such folder, or none or several split files in it.
     """
-    root: Path | None = options["root"]
-    images: Path | None = options["images"] or root
-    if images is None or (root is None and options["annotations"] is None):
-        raise UsageError(
-            "where the split file and the pictures are was not said",
-            try_="xvlm prepare-data karpathy --annotations dataset_coco.json --images FOLDER",
-        )
-    for folder in (root, images):
-        if folder is not None and not folder.is_dir():
-            raise DataError(f"there is no folder {folder}", try_="--root FOLDER or --images FOLDER")
+    root, images = asked_folders(
+        options,
+        "the split file and the pictures are",
+        usage="xvlm prepare-data karpathy --annotations dataset_coco.json --images FOLDER",
+    )
     path: Path | None = options["annotations"]
     if path is None:
         assert root is not None
@@ -111,7 +98,7 @@ def _split_file(root: Path) -> Path:
 def _events(path: Path, root: Path, restval: str) -> Iterator[Event]:
     members = iter_members(path, ("images",), without=frozenset({"tokens", "sentids"}))
     entries = (entry for _, entry in members)
-    first = list(islice(entries, _LOOKED_AT))
+    first = list(islice(entries, LOOKED_AT))
     if not first:
         raise DataError(
             f"{path} has no images: it is no split file of Karpathy",
@@ -136,9 +123,9 @@ def _naming(path: Path, root: Path, first: list[dict[str, Any]]) -> _Naming:
     if "filepath" in first[0]:
         styles = ["filepath/filename", "2017", "filename", "2017 flat"]
     namings = [_Naming(root, folder, style) for folder in _PICTURE_FOLDERS for style in styles]
-    for naming in namings:
-        if naming.has_one_of(first):
-            return naming
+    found = first_that_fits(root, first, namings)
+    if found is not None:
+        return found
     wanted = dict.fromkeys(naming.path(first[0]) for naming in namings if naming.folder == "")
     raise DataError(
         f"none of the first {len(first)} pictures of {path.name} is in {root}: "

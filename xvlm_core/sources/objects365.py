@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xvlm_core.errors import DataError, UsageError
+from xvlm_core.errors import DataError
 from xvlm_core.sources.base import PAPER, Option, Plan, Source
-from xvlm_core.sources.coco_layout import Entry, Layout, Place, find_place
+from xvlm_core.sources.coco_layout import Entry, Layout, Place
 from xvlm_core.sources.drafts import Draft, Event, Repaired
+from xvlm_core.sources.folders import asked_folders, first_that_fits
 
 SPELLINGS = {
     "Bakset": "Basket",
@@ -60,17 +61,12 @@ def plan(options: dict[str, Any]) -> Plan:
         UsageError: neither ``root`` nor ``annotations`` and ``images`` are given.
         DataError: there is no such folder, or no annotation file in it.
     """
-    root: Path | None = options["root"]
-    images: Path | None = options["images"] or root
-    if images is None or (root is None and not options["annotations"]):
-        raise UsageError(
-            "where Objects365 is was not said",
-            try_="xvlm prepare-data objects365 --root FOLDER, or --annotations FILE --images "
-            "FOLDER",
-        )
-    for folder in (root, images):
-        if folder is not None and not folder.is_dir():
-            raise DataError(f"there is no folder {folder}", try_="--root FOLDER of Objects365")
+    root, images = asked_folders(
+        options,
+        "Objects365 is",
+        usage="xvlm prepare-data objects365 --root FOLDER, or --annotations FILE --images FOLDER",
+        of="Objects365",
+    )
     paths = options["annotations"] or _annotation_files(images if root is None else root)
     return Plan(_events(paths, images, options), images, tuple(paths))
 
@@ -122,7 +118,7 @@ def _place(root: Path, split: str, layout: Layout) -> Place:
     versions = (f"{split}/images/v1/", f"{split}/images/v2/", "images/v1/", "images/v2/")
     places = [Place(folder) for folder in (*folders, *versions)]
     places += [Place(folder, flat=True) for folder in folders]
-    return find_place(root, names, places) or Place(f"{split}/")
+    return first_that_fits(root, names, places) or Place(f"{split}/")
 
 
 def _short(name: str) -> str:

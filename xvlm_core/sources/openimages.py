@@ -27,6 +27,7 @@ from typing import Any
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.base import PAPER, Option, Plan, Source
 from xvlm_core.sources.drafts import Draft, Event, Lost, Repaired
+from xvlm_core.sources.folders import asked_folders
 from xvlm_core.sources.merging import file_names
 from xvlm_core.sources.openimages_rows import MARKS, Meaning, Tabled
 from xvlm_core.sources.openimages_tables import Content, Runs, Table, open_table
@@ -73,17 +74,13 @@ def plan(options: dict[str, Any]) -> Plan:
             such part.
         DataError: a folder, file or column is missing.
     """
-    root: Path | None = options["root"]
-    images: Path | None = options["images"] or root
-    if images is None or (root is None and not options["annotations"]):
-        raise UsageError(
-            "where Open Images is was not said",
-            try_="xvlm prepare-data openimages --root FOLDER, or --annotations FILE ... --images "
-            "FOLDER --classes FILE",
-        )
-    for folder in (root, images):
-        if folder is not None and not folder.is_dir():
-            raise DataError(f"there is no folder {folder}", try_="--root FOLDER of Open Images")
+    root, images = asked_folders(
+        options,
+        "Open Images is",
+        usage="xvlm prepare-data openimages --root FOLDER, or --annotations FILE ... --images "
+        "FOLDER --classes FILE",
+        of="Open Images",
+    )
     tables = _tables(root, options)
     classes = options["classes"] or _search(root, _CLASSES)
     if not classes:

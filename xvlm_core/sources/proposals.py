@@ -24,6 +24,7 @@ from typing import Any
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.base import Option, Plan, Rules, Source
 from xvlm_core.sources.drafts import Draft, Event, Kept, Lost, Said, corners
+from xvlm_core.sources.folders import asked_folders
 from xvlm_core.sources.lines import (
     BOX_UNIT_OPTION,
     LineProblem,
@@ -95,17 +96,12 @@ def plan(options: dict[str, Any]) -> Plan:
         UsageError: what to read, or how pictures are named by their ids, was not said.
         DataError: a folder or file is missing.
     """
-    root: Path | None = options["root"]
-    images: Path | None = options["images"] or root
-    if images is None or (root is None and not options["annotations"]):
-        raise UsageError(
-            "where the boxes and the pictures are was not said",
-            try_="xvlm prepare-data proposals --annotations dets.json --instances instances.json "
-            "--images FOLDER",
-        )
-    for folder in (root, images):
-        if folder is not None and not folder.is_dir():
-            raise DataError(f"there is no folder {folder}", try_="--root FOLDER or --images FOLDER")
+    root, images = asked_folders(
+        options,
+        "the boxes and the pictures are",
+        usage="xvlm prepare-data proposals --annotations dets.json --instances instances.json "
+        "--images FOLDER",
+    )
     paths: tuple[Path, ...] = options["annotations"]
     if not paths:
         assert root is not None

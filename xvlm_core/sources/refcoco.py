@@ -25,9 +25,9 @@ from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.base import Option, Plan, Rules, Source
 from xvlm_core.sources.coco_layout import is_id
 from xvlm_core.sources.drafts import Draft, Event, Lost, Said, corners
+from xvlm_core.sources.folders import LOOKED_AT, asked_folders
 from xvlm_core.sources.proposals import proposals
 from xvlm_core.sources.refer import (
-    LOOKED_AT,
     Entry,
     Instances,
     Naming,
@@ -101,17 +101,12 @@ def plan(options: dict[str, Any]) -> Plan:
             file is meant is unclear.
         DataError: a folder or file is missing, damaged, or holds something else.
     """
-    root: Path | None = options["root"]
-    images: Path | None = options["images"] or root
     annotations: tuple[Path, ...] = options["annotations"]
-    if images is None or (root is None and not annotations):
-        raise UsageError(
-            "where the expressions and the pictures are was not said",
-            try_="xvlm prepare-data refcoco --root FOLDER --images FOLDER of COCO's pictures",
-        )
-    for folder in (root, images):
-        if folder is not None and not folder.is_dir():
-            raise DataError(f"there is no folder {folder}", try_="--root FOLDER or --images FOLDER")
+    root, images = asked_folders(
+        options,
+        "the expressions and the pictures are",
+        usage="xvlm prepare-data refcoco --root FOLDER --images FOLDER of COCO's pictures",
+    )
     if not annotations:
         if options["split"] is not None:
             raise UsageError(

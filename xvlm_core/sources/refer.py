@@ -8,25 +8,24 @@ several refs files, which divide the pictures differently (``unc``, ``umd``, ``g
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.coco_layout import is_id
-from xvlm_core.sources.identity import flickr_photo, same_as
+from xvlm_core.sources.folders import LOOKED_AT, first_that_fits
+from xvlm_core.sources.identity import coco_in, flickr_photo, same_as
 from xvlm_core.sources.plain_pickle import read_plain_pickle
 from xvlm_core.sources.strict_json import iter_members
 
 _REFS = re.compile(r"refs\((\w+)\)\.p")
 _REF_NUMBER = re.compile(r"_\d+(\.\w+)$")
 _NAME_2014 = re.compile(r"COCO_((?:train|val|test)\d{4})_(\d{12})\.jpg")
-_COCO_NAME = re.compile(r"(?:.*[_/])?(\d{12})\.\w+")
 _FOLDERS = ("", "images/", "coco/", "images/coco/")
 _STYLES = ("2014", "as written", "flat", "2017", "2017 flat")
-LOOKED_AT = 50
-"""Pictures of which one must be there for a naming to be recognised."""
 
 
 class Problem(ValueError):
@@ -55,7 +54,7 @@ class Entry:
     @property
     def same_as(self) -> tuple[str, ...]:
         """Names of the photograph elsewhere."""
-        return same_as(coco=coco_id(self.name), flickr=flickr_photo(self.flickr_url))
+        return same_as(coco=coco_in(self.name), flickr=flickr_photo(self.flickr_url))
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,6 @@ class Target:
         """What the record keeps of it."""
         named = {} if self.category is None else {"category": self.category}
         return {"ref_id": self.ref_id, "ann_id": self.ann_id, **named}
-
-
-def coco_id(name: str) -> int | None:
-    """The COCO id in a picture's name (``COCO_train2014_000000581857.jpg``), if it has one."""
-    match = _COCO_NAME.fullmatch(name)
-    return int(match[1]) if match else None
 
 
 def entry_of(name: str, member: dict[str, Any]) -> Entry:
@@ -287,15 +280,11 @@ def find_naming(root: Path, names: Iterable[str]) -> Naming:
     Raises:
         DataError: none is; names what was tried.
     """
-    looked_at = list(_first(dict.fromkeys(names)))
+    looked_at = list(islice(dict.fromkeys(names), LOOKED_AT))
     namings = [Naming(root, folder, style) for folder in _FOLDERS for style in _STYLES]
-    for naming in namings:
-        for name in looked_at:
-            try:
-                if (root / naming.path(name)).is_file():
-                    return naming
-            except (OSError, ValueError):  # no file name: said when pictures are checked
-                continue
+    found = first_that_fits(root, looked_at, namings)
+    if found is not None:
+        return found
     if not looked_at:
         return namings[0]
     tried = dict.fromkeys(naming.path(looked_at[0]) for naming in namings if not naming.folder)
@@ -303,8 +292,3 @@ def find_naming(root: Path, names: Iterable[str]) -> Naming:
         f"none of the first {len(looked_at)} pictures is in {root}: no {', no '.join(tried)}",
         try_="--images FOLDER of COCO's pictures (the one that has train2014/)",
     )
-
-
-def _first(names: Iterable[str]) -> Iterator[str]:
-    for name, _ in zip(names, range(LOOKED_AT), strict=False):
-        yield name

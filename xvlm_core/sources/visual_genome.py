@@ -25,6 +25,7 @@ from xvlm_core.errors import DataError, UsageError
 from xvlm_core.sources.base import PAPER, Option, Plan, Source
 from xvlm_core.sources.coco_layout import is_id
 from xvlm_core.sources.drafts import Draft, Event, Lost
+from xvlm_core.sources.folders import asked_folders
 from xvlm_core.sources.identity import same_as
 from xvlm_core.sources.strict_json import iter_array
 from xvlm_core.sources.visual_genome_texts import (
@@ -53,18 +54,14 @@ def plan(options: dict[str, Any]) -> Plan:
         DataError: a folder or file is missing or of another layout, or none of the first pictures
             is there.
     """
-    root: Path | None = options["root"]
-    images: Path | None = options["images"] or root
     parts = _parts(options["parts"])
-    if images is None or (root is None and not options["annotations"]):
-        raise UsageError(
-            "where Visual Genome is was not said",
-            try_="xvlm prepare-data visual-genome --root FOLDER, or --annotations FILE ... "
-            "--images FOLDER",
-        )
-    for folder in (root, images):
-        if folder is not None and not folder.is_dir():
-            raise DataError(f"there is no folder {folder}", try_="--root FOLDER of Visual Genome")
+    root, images = asked_folders(
+        options,
+        "Visual Genome is",
+        usage="xvlm prepare-data visual-genome --root FOLDER, or --annotations FILE ... "
+        "--images FOLDER",
+        of="Visual Genome",
+    )
     given = _told_apart(options["annotations"])
     if parts is None:
         parts = [part for part in KINDS if part in given] if given else list(_PARTS)
