@@ -35,12 +35,13 @@ from xvlm_core.sources.lines import (
     Form,
     Line,
     LineProblem,
+    box_format_option,
     line_of,
     open_lines,
     parse_line,
 )
 from xvlm_core.sources.merging import Groups, Position, file_names
-from xvlm_core.sources.naming import FORMATS, split_name
+from xvlm_core.sources.naming import split_name
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,7 @@ SOURCE = Source(
             multiple=True,
         ),
         Option("images", Path, "folder that the pictures' names start from", required=True),
-        Option(
-            "box_format",
-            str,
-            "what the four numbers of a box are (default: as their keys say, else xyxy; for a key "
-            "bbox it must be said)",
-            choices=FORMATS,
-        ),
+        box_format_option("key"),
         BOX_UNIT_OPTION,
         Option(
             "kind",

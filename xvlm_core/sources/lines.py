@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xvlm_core.data.ledger import Item
+from xvlm_core.data.records import REGION_KINDS
 from xvlm_core.errors import DataError
 from xvlm_core.sources.base import Option
 from xvlm_core.sources.drafts import Said, corners
@@ -24,11 +25,24 @@ WHOLE = frozenset(
 BOX_UNIT_OPTION = Option(
     "box_unit", str, "pixels, or fractions of width and height", "px", choices=("px", "fraction")
 )
+
+
+def box_format_option(of: str) -> Option:
+    """For files whose ``of`` (keys, columns) may say themselves what the numbers of a box are."""
+    return Option(
+        "box_format",
+        str,
+        f"what the four numbers of a box are (default: as their {of}s say, else xyxy; for a {of} "
+        "bbox it must be said)",
+        choices=FORMATS,
+    )
+
+
 BOX_OPTIONS = (
     Option("box_format", str, "what the four numbers of a box are", "xyxy", choices=FORMATS),
     BOX_UNIT_OPTION,
 )
-KINDS = ("object", "attribute", "region", "relation", "phrase")
+KINDS = REGION_KINDS
 KIND_OPTION = Option("kind", str, "what the texts with a box are", "phrase", choices=KINDS)
 EMPTY_OPTION = Option("allow_empty", bool, "keep pictures that have no text", False)
 

@@ -28,12 +28,12 @@ from xvlm_core.sources.lines import (
     Form,
     Line,
     LineProblem,
+    box_format_option,
     one_spelling,
     open_lines,
 )
 from xvlm_core.sources.merging import Groups, Position, file_names
 from xvlm_core.sources.naming import (
-    FORMATS,
     SAVE_AS_UTF_8,
     is_picture_name,
     plain,
@@ -320,13 +320,7 @@ SOURCE = Source(
             str,
             "x1,y1,x2,y2: four columns of the box, or one with all four (default: by their names)",
         ),
-        Option(
-            "box_format",
-            str,
-            "what the four numbers of a box are (default: as their columns say, else xyxy; for a "
-            "column bbox it must be said)",
-            choices=FORMATS,
-        ),
+        box_format_option("column"),
         BOX_UNIT_OPTION,
         Option("kind_column", str, "column of the kind of text (default: kind)"),
         Option(
