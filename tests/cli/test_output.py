@@ -97,3 +97,8 @@ def test_a_folder_with_something_in_it_is_refused_unless_told(tmp_path: Path) ->
     output.refuse_nonempty(tmp_path, overwrite=False, resume=True)
     with pytest.raises(OutputError, match="is a file"):
         output.refuse_nonempty(tmp_path / "x", overwrite=True)
+
+
+def test_messages_do_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.start(json_document=False).warn("a\x1b[31mb\u202ec")
+    assert capsys.readouterr().err == "Warning: a\\u001b[31mb\\u202ec\n"

@@ -379,3 +379,21 @@ def test_reading_imports_no_torch() -> None:
     code = "import sys, xvlm_core.data.store, xvlm_core.data.stream; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("change", ["file", "index", "records", "unknown key"])
+def test_a_manifest_that_leads_astray_is_damaged(tmp_path: Path, change: str) -> None:
+    write(tmp_path / "store", records(3))
+    path = tmp_path / "store" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if change == "records":
+        manifest["records"] = 10
+    elif change == "unknown key":
+        manifest["of_another_program"] = 1
+    else:
+        name = manifest["shards"][0][change]
+        (tmp_path / name).write_bytes((tmp_path / "store" / name).read_bytes())
+        manifest["shards"][0][change] = f"../{name}"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="damaged"):
+        Store.open(tmp_path / "store")

@@ -221,3 +221,38 @@ def test_a_split_that_is_not_there_and_an_empty_list_are_named(tmp_path: Path) -
     assert excluded(load_exclusions([f"{path}:val, test"]), "coco:14")
     with pytest.raises(DataError, match="empty list"):
         load_exclusions([write(tmp_path / "empty.txt", "\n \n")])
+
+
+def test_what_is_held_out_itself_is_never_excluded(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    lines = ['{"image": "a.png", "text": "a", "split": "val"}', '{"image": "b.png", "text": "b"}']
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    ids = write(tmp_path / "ids.txt", "a.png\nb.png")
+    options = {
+        "annotations": [tmp_path / "mine.jsonl"],
+        "images": tmp_path,
+        "exclude": [ids],
+        "workers": 1,
+    }
+    manifest = prepare("jsonl", tmp_path / "store", options, command="x")
+    assert manifest.splits == {"val": 1}
+    assert manifest.counts["picture"]["dropped"] == {"excluded": 1}
+
+
+def test_the_second_picture_of_a_pair_is_looked_at_too(tmp_path: Path) -> None:
+    for i in range(3):
+        scene(i).save(tmp_path / f"{i}.png")
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"image": "2.png", "text": "a", "split": "test"}')
+    pairs = [
+        {"images": names, "statement": {"text": "a dog", "label": True}}
+        for names in (["0.png", "1.png"], ["0.png", "2.png"])
+    ]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("\n".join(map(json.dumps, pairs)))
+    common = {"images": tmp_path, "workers": 1}
+    prepare("jsonl", tmp_path / "h", {**common, "annotations": [held], "phash": True}, command="x")
+    options = {**common, "annotations": [mine], "exclude_like": [str(tmp_path / "h")]}
+    manifest = prepare("jsonl", tmp_path / "store", options, command="x")
+    assert manifest.counts["pair"]["dropped"] == {"excluded": 1}
