@@ -92,3 +92,10 @@ class MissingToolError(XvlmError):
 
     exit_code = 7
     code = "missing_tool"
+
+
+class LostRankError(XvlmError):
+    """A process of a run died or stands still: the others end too, and it can go on (exit 8)."""
+
+    exit_code = 8
+    code = "lost_rank"

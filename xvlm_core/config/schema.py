@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from xvlm_core.data.records import REGION_KINDS, RegionKind
 from xvlm_core.models.sizes import SIZES, ModelConfig
 
 TaskName = Literal["pretrain", "grounding"]
@@ -86,7 +87,7 @@ class ImagesSection(_Section):
     """The stream of pictures with captions."""
 
     stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
-    batch_size: int = Field(128, gt=0, description="pictures a rank")
+    batch_size: int = Field(128, gt=0, description="pictures an update, over all ranks")
 
 
 class RegionsSection(_Section):
@@ -94,10 +95,16 @@ class RegionsSection(_Section):
 
     stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
     batch_texts: int | None = Field(
-        128, gt=0, description="at most this many texts a rank; null: all that the pictures give"
+        128,
+        gt=0,
+        description="at most this many texts an update, over all ranks; null: all that the "
+        "pictures give",
     )
-    max_images: int = Field(48, gt=0, description="pictures a rank")
+    max_images: int = Field(48, gt=0, description="pictures an update, over all ranks")
     max_regions: int = Field(5, gt=0, description="texts a picture (a caption takes one place)")
+    kinds: tuple[RegionKind, ...] = Field(
+        REGION_KINDS, min_length=1, description="kinds of regions that serve; others are left out"
+    )
     caption: bool = Field(True, description="also use one caption of the picture, if it has any")
     min_perc_in_image: Fraction = Field(
         0.5, description="a box is kept if more than this share of it is inside the crop"
@@ -206,6 +213,8 @@ class ScheduleSection(_Section):
         "linear", description="shape of the decay"
     )
     warmup: float = Field(0.1, ge=0, description="below 1: share of the run; else steps")
+    warmup_from: Fraction = Field(0.0, description="share of lr that the warm-up starts from")
+    floor: Fraction = Field(0.0, description="share of lr that the decay ends at")
     epochs: float | None = Field(None, gt=0, description="passes over data.size samples")
     max_steps: int | None = Field(None, gt=0, description="steps; wins over epochs")
     max_seconds: float | None = Field(
@@ -224,8 +233,38 @@ class ScheduleSection(_Section):
 class TrainSection(_Section):
     """The loop: precision, checkpoints, logging."""
 
-    precision: Literal["fp32", "bf16"] = Field("fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU, fp32 on the CPU; fp16 needs a GPU"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto")
+    engine: Literal["torch", "deepspeed"] = Field(
+        "torch", description="torch: one process, or data parallel (DDP); deepspeed: ZeRO"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="deepspeed: what the ranks share out; 1 optimizer state, 2 and gradients, 3 "
+        "and weights",
+    )
+    offload: bool = Field(False, description="deepspeed: optimizer state in the host's memory")
+    loss_scale: float | None = Field(
+        None, gt=0, description="fp16: a fixed loss scale; null: it adapts, from 65,536 down"
+    )
+    micro_batches: int | None = Field(
+        None,
+        gt=0,
+        description="parts that a batch is computed in, over all ranks; hard negatives are drawn "
+        "within a part. null: one a rank. More than ranks: a rank computes several in turn",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep no activations inside encoder layers: less memory, a third slower"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then what is validated "
+        "and saved as the model; null: none",
+    )
     threads: int | None = Field(
         None, gt=0, description="torch threads on the CPU; null: one a core (torch's own choice)"
     )
@@ -235,6 +274,17 @@ class TrainSection(_Section):
         None, gt=0, description="steps between validations; null: at the end only"
     )
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="where the lines of metrics.jsonl go besides"
+    )
+    upload: str | None = Field(
+        None, description="URL such as s3://bucket/runs that finished checkpoints are copied to"
+    )
+    stall_seconds: float = Field(
+        1800.0,
+        gt=0,
+        description="a run without progress for so long prints what each process does, and ends",
+    )
 
 
 class Recipe(_Section):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 RegionKind = Literal["object", "attribute", "region", "relation", "phrase"]
-REGION_KINDS: tuple[str, ...] = get_args(RegionKind)
+REGION_KINDS: tuple[RegionKind, ...] = get_args(RegionKind)
 
 SCHEMA_VERSION = 2
 

@@ -24,7 +24,7 @@ from xvlm_core.errors import CheckpointError, DivergedError
 from xvlm_core.tasks.base import Batch, Losses, Moment, Score, Scores, Task
 from xvlm_core.train import checkpoint
 from xvlm_core.train.bad_samples import BadSampleLimit
-from xvlm_core.train.engines.torch import TorchEngine, pick_device
+from xvlm_core.train.engines.torch import TorchEngine, pick_device, pick_precision
 from xvlm_core.train.evaluation import evaluate
 from xvlm_core.train.feeding import feed_from
 from xvlm_core.train.files import json_bytes, write_atomically
@@ -130,7 +130,8 @@ class _Loop:
             name_of=getattr(task, "official_name", str),
         )
         optimizer = build_optimizer(model, recipe.optim, groups, compat=recipe.compat)
-        self.engine = TorchEngine(model, optimizer, device, recipe.train.precision)
+        precision = pick_precision(recipe.train.precision, device)
+        self.engine = TorchEngine(model, optimizer, device, precision)
         self.feed = task.feed()
         self.plan = Plan(
             recipe.schedule,

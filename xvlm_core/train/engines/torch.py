@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xvlm_core.errors import MissingToolError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -31,12 +31,32 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(wanted)
 
 
+def pick_precision(
+    wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
+) -> Precision:
+    """The precision of a recipe's ``train.precision``.
+
+    Raises:
+        MissingToolError: float16 is asked for and the device is no GPU.
+    """
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if wanted == "fp16" and device.type != "cuda":
+        raise MissingToolError(
+            "train.precision=fp16 needs a GPU: the CPU has no float16 arithmetic worth the name",
+            where="train.precision",
+            try_="train.precision=bf16, or fp32",
+        )
+    return wanted
+
+
 def autocast(
     device: torch.device, precision: Precision
 ) -> contextlib.AbstractContextManager[object]:
     """The context of a forward pass in a precision."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+    if precision != "fp32":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        return torch.autocast(device.type, dtype=dtype)
     return contextlib.nullcontext()
 
 
