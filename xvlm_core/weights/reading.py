@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Report:
         mismatched: our names whose shape in the file does not fit; not loaded.
         fresh: our names that such a file never has; they keep their initial values.
         warnings: what could not be checked.
+        numbers: how many numbers a tensor holds, by its name, as far as known.
     """
 
     source: str
@@ -61,6 +62,7 @@ class Report:
     mismatched: tuple[Note, ...] = ()
     fresh: tuple[Note, ...] = ()
     warnings: tuple[str, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -90,6 +92,29 @@ class Report:
             *(f"warning: {warning}" for warning in self.warnings),
             *self.problems(),
         ]
+
+    def full_lines(self) -> list[str]:
+        """Every tensor by name, under the count of tensors and of numbers of what became of it."""
+        named = {
+            "matched": [Note(name, "") for name in self.matched],
+            "converted": self.converted,
+            "dropped": self.dropped,
+            "left at their initial values": self.fresh,
+            "missing": [Note(name, "") for name in self.missing],
+            "unexpected": [Note(name, "") for name in self.unexpected],
+            "of another shape": self.mismatched,
+        }
+        lines = [f"{self.source}: {self.summary() or 'no tensors'}"]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        for what, notes in named.items():
+            if notes:
+                total = sum(self.numbers.get(note.name, 0) for note in notes)
+                lines.append(f"{what}: {len(notes):,} tensors, {total:,} numbers")
+            for note in notes:
+                count = self.numbers.get(note.name)
+                parts = (note.name, None if count is None else f"{count:,}", note.note)
+                lines.append("  " + "  ".join(part for part in parts if part))
+        return lines
 
     def problems(self) -> list[str]:
         """A line for each tensor that is missing, unexpected or mismatched."""
@@ -196,6 +221,7 @@ def account(
         unexpected=tuple(unexpected),
         mismatched=placed.mismatched,
         fresh=tuple(Note(name, why) for name, why in fresh.items()),
+        numbers={name: value.numel() for name, value in target.items()},
     )
     return placed, report
 
