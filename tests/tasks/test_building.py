@@ -151,8 +151,13 @@ def test_weights_of_the_same_shape_are_taken_bit_for_bit(tmp_path: Path) -> None
     source = XVLM(bench_config())
     torch.manual_seed(2)
     model = XVLM(bench_config())
-    notes = start_from_checkpoint(model, folder)
-    assert notes == [f"weights from {folder}"]
+    first = start_from_checkpoint(model, folder)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    n = len(model.state_dict())
+    assert first.notes == [
+        f"weights from {folder}: {n} matched",
+        f"of {total:,} parameters {total:,} come from files, 0 are random (none)",
+    ]
     for name, value in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
 
@@ -162,8 +167,8 @@ def test_heads_that_are_not_carried_are_left_out_and_new_ones_stay_fresh(tmp_pat
     folder = folder_of(tmp_path, theirs)
     model = XVLM(changed(bench_config(), heads=("matching", "box")))
     before = weights_of(model)
-    notes = start_from_checkpoint(model, folder)
-    assert notes[1:] == [
+    notes = start_from_checkpoint(model, folder).notes
+    assert notes[2:] == [
         "left out: temp, text.lm_head, text_proj, vision_proj",
         "fresh: bbox_head",
     ]
@@ -180,7 +185,7 @@ def test_position_tables_are_resized_to_another_picture_size(tmp_path: Path) -> 
     folder = folder_of(tmp_path, config)
     larger = changed(config, vision={"image_size": 192, "window_size": 6})
     model = XVLM(larger)
-    notes = start_from_checkpoint(model, folder)
+    notes = start_from_checkpoint(model, folder).notes
     tables = [n for n in model.state_dict() if n.endswith("relative_position_bias_table")]
     assert len(tables) == 4
     assert sum("window 4 -> 6" in note for note in notes) == 4
@@ -235,11 +240,11 @@ def test_a_released_file_is_taken_whole_or_for_its_heads(tmp_path: Path) -> None
     for heads in (("contrastive", "matching", "masked_lm", "box"), ("matching", "box")):
         torch.manual_seed(2)
         model = XVLM(changed(bench_config(), heads=heads))
-        notes = start_from_checkpoint(model, path)
+        notes = start_from_checkpoint(model, path).notes
         assert str(path) in notes[0]
         assert all(torch.equal(v, source[n]) for n, v in model.state_dict().items())
     without_box = official_file(tmp_path / "retrieval.safetensors", bench_config(), "bbox_head.")
-    notes = start_from_checkpoint(model, without_box)
+    notes = start_from_checkpoint(model, without_box).notes
     assert notes[-1] == "fresh: bbox_head"
 
 

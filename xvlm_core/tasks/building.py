@@ -13,6 +13,7 @@ from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import CheckpointError, ConfigError, DataError
 from xvlm_core.models.sizes import Head, ModelConfig
 from xvlm_core.models.xvlm import XVLM
+from xvlm_core.tasks.first_weights import FirstWeights, Source, account_for, notes_of
 from xvlm_core.weights.folder import TOKENIZER, read_info, read_weights
 from xvlm_core.weights.interpolate import (
     ABSOLUTE_POSITIONS,
@@ -21,7 +22,7 @@ from xvlm_core.weights.interpolate import (
 )
 from xvlm_core.weights.official import from_official
 from xvlm_core.weights.pretrained import load_text, load_vision
-from xvlm_core.weights.reading import read_state_file
+from xvlm_core.weights.reading import Note, Report, read_state_file
 
 
 def open_stores(recipe: Recipe, names: Sequence[str]) -> list[Store]:
@@ -140,30 +141,28 @@ def model_shape(recipe: Recipe, tokenizer: Tokenizer, heads: tuple[Head, ...]) -
     return config
 
 
-def initialise(model: XVLM, recipe: Recipe) -> list[str]:
-    """ImageNet and BERT weights, if the recipe names any. Returns what was done, a line each.
+def initialise(model: XVLM, recipe: Recipe) -> FirstWeights:
+    """ImageNet and BERT weights, if the recipe names any. Returns what was done.
 
     Raises:
         CheckpointError: a file is missing, damaged or does not fit; nothing is skipped silently.
     """
-    notes = []
+    sources = []
     init = recipe.init
     if init.vision is not None:
         report = load_vision(model, init.vision, init.download)
-        notes.append(f"picture encoder from {init.vision}: {report.summary()}")
+        sources.append(Source("picture encoder", init.vision, report))
     if init.text is not None:
         report = load_text(model, init.text, init.download)
-        notes.append(f"text and cross encoder from {init.text}: {report.summary()}")
-    if not notes:
-        notes.append("all weights start from random numbers (init.vision and init.text are null)")
-    return notes
+        sources.append(Source("text and cross encoder", init.text, report))
+    return account_for(model, sources)
 
 
-def start_from_checkpoint(model: XVLM, source: Path) -> list[str]:
+def start_from_checkpoint(model: XVLM, source: Path) -> FirstWeights:
     """Load a model folder, or a released checkpoint file, into a model that may differ in heads.
 
     Position tables are resized to the model's picture size. Heads the model lacks are left out,
-    heads the checkpoint lacks stay fresh; both are said in the returned lines.
+    heads the checkpoint lacks stay fresh; both are said in what is returned.
 
     Raises:
         CheckpointError: missing, damaged, or of another size.
@@ -181,7 +180,7 @@ def _head_of(name: str) -> str | None:
     return next((head for head in _HEADS if name == head or name.startswith(f"{head}.")), None)
 
 
-def _start_from_folder(model: XVLM, source: Path) -> list[str]:
+def _start_from_folder(model: XVLM, source: Path) -> FirstWeights:
     theirs, ours = read_info(source).config, model.config
     state = read_weights(source)
     own = model.state_dict()
@@ -207,12 +206,23 @@ def _start_from_folder(model: XVLM, source: Path) -> list[str]:
             if theirs.size != ours.size
             else "take image_size and overrides of the run it comes from",
         )
+    numbers = {name: value.numel() for name, value in {**state, **own}.items()}
     state, resized = resize_positions(state, own)
     model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
-    return [f"weights from {source}", *resized, *_about_heads(unexpected, missing)]
+    converted = notes_of(resized)
+    report = Report(
+        str(source),
+        matched=tuple(n for n in own if n in state and n not in {c.name for c in converted}),
+        converted=converted,
+        dropped=tuple(Note(name, "this model carries no such head") for name in unexpected),
+        fresh=tuple(Note(name, "the checkpoint has no such head") for name in missing),
+        numbers=numbers,
+    )
+    more = [*resized, *_about_heads(unexpected, missing)]
+    return account_for(model, [Source("weights", str(source), report)], more)
 
 
-def _start_from_official(model: XVLM, source: Path) -> list[str]:
+def _start_from_official(model: XVLM, source: Path) -> FirstWeights:
     converted = from_official(
         read_state_file(source), model.config, strict=False, source=str(source)
     )
@@ -224,7 +234,13 @@ def _start_from_official(model: XVLM, source: Path) -> list[str]:
         f"{source} does not fit this model", try_="model.size=base, or another init.checkpoint"
     )
     model.load_state_dict(converted.state, strict=False)
-    return [f"weights from {source}: {report.summary()}", *_about_heads([], missing)]
+    report = dataclasses.replace(
+        report,
+        missing=(),
+        fresh=(*report.fresh, *(Note(n, "the checkpoint has no such head") for n in missing)),
+    )
+    more = _about_heads([], missing)
+    return account_for(model, [Source("weights", str(source), report)], more)
 
 
 def _differing_options(theirs: ModelConfig, ours: ModelConfig) -> list[str]:

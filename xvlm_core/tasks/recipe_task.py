@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data.batches import GroundingBatch
@@ -36,6 +36,10 @@ class RecipeTask(ABC):
         recipe: resolved.
         heads: the heads that the model carries.
         start_from: a model folder, or a released checkpoint, whose weights it starts from.
+
+    Attributes:
+        notes: what is worth saying once the model is built.
+        first_weights: once it is built, every tensor by name: as in a file, resized, or random.
     """
 
     name: str
@@ -47,6 +51,7 @@ class RecipeTask(ABC):
         self.tokenizer = tokenizer_of(recipe, start_from)
         self.config = model_shape(recipe, self.tokenizer, heads)
         self.notes: list[str] = []
+        self.first_weights: list[str] = []
         self.validation_stores = open_validation(recipe)
         self.selection = grounding_eval.SELECTION if self.validation_stores else None
 
@@ -56,9 +61,11 @@ class RecipeTask(ABC):
         """A model with the task's heads, from the weights that the recipe names."""
         model = XVLM(self.config)
         if self.start_from is not None:
-            self.notes += start_from_checkpoint(model, self.start_from)
+            first = start_from_checkpoint(model, self.start_from)
         else:
-            self.notes += initialise(model, self.recipe)
+            first = initialise(model, self.recipe)
+        self.notes += first.notes
+        self.first_weights = first.lines
         return model
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
@@ -107,17 +114,21 @@ class RecipeTask(ABC):
             if loss.weight > 0 and moment.progress >= loss.start
         }
 
+    def tables(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """None: no loss looks at other parts of the update."""
+        return {}
+
     # ------------------------------------------------------------------ validation
 
-    def validation(self) -> Iterator[GroundingBatch]:
-        """Phrases of the validation stores, each once."""
+    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
+        """Phrases of a rank's share of the validation stores, each once."""
         return grounding_eval.GroundingEvaluation.of_model(
             self.validation_stores,
             self.recipe.data.validation_split,
             self.tokenizer,
             self.info(),
             limit=self.recipe.data.validation_limit,
-        ).batches()
+        ).batches(rank, world_size)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Boxes and probabilities of phrases."""

@@ -77,6 +77,7 @@ def load_vision(model: XVLM, source: str | Path, download: bool = False) -> Repo
         else:
             unexpected.append(key)
     placed, report = account(str(path), candidates, target, dropped, unexpected)
+    report = _with_numbers(report, state)
     report.require_complete(
         f"{path.name} is not {_describe_vision(model.config.vision)}",
         try_="leave init.vision unset, or give weights of this architecture",
@@ -126,7 +127,8 @@ def load_text(
         )
     path = find_weights(source, download, key="init.text")
     warnings = _check_bert_config(path, config)
-    named, dropped = _bert_names(read_state_file(path), str(path))
+    state = read_state_file(path)
+    named, dropped = _bert_names(state, str(path))
     _check_layers(path, named, config.num_layers, layers)
     names = {ours: _layer_name(bert_name(ours), layers) for ours in _part(model, _OUR_TEXT)}
 
@@ -154,7 +156,7 @@ def load_text(
         else:
             unexpected.append(key)
     placed, report = account(str(path), candidates, target, dropped, unexpected, fresh)
-    report = replace(report, warnings=tuple(warnings))
+    report = replace(_with_numbers(report, state), warnings=tuple(warnings))
     report.require_complete(
         f"{path.name} is not a BERT of this model's shape: width {config.hidden_size}, "
         f"{config.num_layers} layers, vocabulary {config.vocab_size}",
@@ -279,6 +281,12 @@ def _check_bert_config(path: Path, config: TextConfig) -> list[str]:
 
 def _part(model: XVLM, prefix: str) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+
+
+def _with_numbers(report: Report, state: Mapping[str, Tensor]) -> Report:
+    """The report, which then also knows the sizes of the file's own tensors."""
+    theirs = {key: value.numel() for key, value in state.items()}
+    return replace(report, numbers={**theirs, **report.numbers})
 
 
 def find_weights(source: str | Path, download: bool, *, key: str) -> Path:
