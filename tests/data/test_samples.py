@@ -299,6 +299,38 @@ def test_a_record_that_gives_no_sample_says_why(record: Record, tmp_path: Path) 
         maker().of_regions(record, tmp_path / "none.png", 0)
 
 
+def test_regions_of_other_kinds_are_as_if_they_were_not_there(
+    record: Record, tmp_path: Path
+) -> None:
+    path = path_of(record, tmp_path)
+    kinds = ("object", "region", "attribute")
+    mixed = dataclasses.replace(
+        record,
+        regions=tuple(
+            dataclasses.replace(region, kind=kind)
+            for region, kind in zip(record.regions, kinds, strict=True)
+        ),
+    )
+    without = dataclasses.replace(mixed, regions=mixed.regions[1:])
+    for epoch in range(8):  # the draw is of the rest: crop, order and masks are the same
+        made = maker(kinds=("region", "attribute")).of_regions(mixed, path, epoch)
+        assert same(made, maker().of_regions(without, path, epoch))
+        assert "red box" in made.own_words, "still in the picture: no negative of it"
+    only = maker(kinds=("object",), caption=False).of_regions(mixed, path, 0)
+    assert [text.words for text in only.texts] == ["red box"]
+
+
+def test_a_record_without_a_region_of_the_wanted_kinds_gives_no_sample(
+    record: Record, tmp_path: Path
+) -> None:
+    path = path_of(record, tmp_path)
+    assert reason(record, path, kinds=("region", "phrase")) == "no region of the wanted kinds"
+    # as a record without regions: its captions still serve
+    assert maker(kinds=("region",)).of_caption(record, path, 0).texts
+    captions_only = dataclasses.replace(record, regions=())
+    assert reason(captions_only, path, kinds=("region",)) == "no region"
+
+
 def test_a_picture_of_another_size_than_the_record_says_is_refused(
     record: Record, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_settings_of_samples_are_those_of_the_recipe(tmp_path: Path) -> None:
             "augment": True,
             "regions": {
                 "max_regions": 4,
+                "kinds": ["region", "phrase"],
                 "caption": False,
                 "min_perc_in_image": 0.7,
                 "absent": 3,
@@ -66,6 +67,7 @@ def test_settings_of_samples_are_those_of_the_recipe(tmp_path: Path) -> None:
     assert (made.skipgram_prb, made.skipgram_size) == (0.1, 2)
     assert made.tokenized_regions
     assert (made.max_regions, made.caption, made.min_inside, made.absent) == (4, False, 0.7, 3)
+    assert made.kinds == ("region", "phrase")
     assert (made.augment, made.careful_flip, made.compat_official) == (True, False, True)
     captions = sample_settings(recipe(tmp_path, data={"regions": None}), shape)
     assert captions.absent == 0

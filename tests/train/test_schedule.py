@@ -42,6 +42,41 @@ def test_official_factor_is_the_released_one() -> None:
     assert official_factor("linear", 1, total, 0) == 1
 
 
+PAPER = ScheduleSection(max_steps=200_000, warmup=2500, warmup_from=0.1, floor=0.1)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_the_paper_rises_from_a_tenth_and_falls_to_a_tenth(official: bool) -> None:
+    """1e-5 to 1e-4 in 2,500 steps, then linearly to 1e-5 at step 200,000."""
+    plan = Plan(PAPER, total=200_000, official=official)
+    lr = {step: 1e-4 * plan.factor(step, 0) for step in (1, 1251, 2501, 101_251, 200_000)}
+    assert lr == pytest.approx(
+        {1: 1e-5, 1251: 5.5e-5, 2501: 1e-4, 101_251: 5.5e-5, 200_000: 1e-5}, rel=4e-3
+    )
+    steps = range(1, 200_001, 977)
+    assert all(0.1 <= plan.factor(step, 0) <= 1 for step in steps)
+    assert (plan.factor(1, 0) == 0.1) == official
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("floor", [0.0, 0.25, 1.0])
+def test_the_decay_ends_at_its_floor(kind: str, floor: float) -> None:
+    assert decay(kind, 0.0, floor) == 1.0  # type: ignore[arg-type]
+    assert decay(kind, 0.5, floor) == pytest.approx((1 + floor) / 2)  # type: ignore[arg-type]
+    assert decay(kind, 1.0, floor) == pytest.approx(floor)  # type: ignore[arg-type]
+    assert decay("constant", 1.0, floor) == 1.0
+
+
+@pytest.mark.parametrize("warmup", [0.2, 4])
+def test_start_and_floor_hold_under_a_time_budget(warmup: float) -> None:
+    section = ScheduleSection(max_seconds=100, warmup=warmup, warmup_from=0.5, floor=0.25)
+    plan = Plan(section, total=None)
+    assert plan.factor(1, 0) == pytest.approx(0.5 if warmup < 1 else 0.6)
+    assert plan.factor(10_000, 100) == pytest.approx(0.25, rel=1e-6)
+    middle = 60 if warmup < 1 else 50
+    assert plan.factor(10_000, middle) == pytest.approx((1 + 0.25) / 2)
+
+
 def test_cosine_is_half_way_down_in_the_middle() -> None:
     assert decay("cosine", 0.5) == pytest.approx(0.5)
     assert decay("cosine", 0.25) > 0.75

@@ -28,11 +28,14 @@ from xvlm_core.data.boxes import (
 from xvlm_core.data.images import read_picture
 from xvlm_core.data.masking import MaskedText, mask_tokens
 from xvlm_core.data.pixels import read_pixels
-from xvlm_core.data.records import Record, Region
+from xvlm_core.data.records import REGION_KINDS, Record, Region, RegionKind
 from xvlm_core.data.text import EmptyTextError, names_a_side, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
 
 BoxXYXY = tuple[float, float, float, float]
+
+NO_WANTED_REGION = "no region of the wanted kinds"
+"""The record has regions, but none of ``data.regions.kinds``."""
 
 SIZE_MISMATCH = "size mismatch"
 """The picture is not of the size that its record says: boxes would be in the wrong place."""
@@ -49,6 +52,7 @@ class SampleSettings:
         max_tokens: tokens kept, CLS included.
         mask_prob, max_masks, skipgram_prb, skipgram_size: masking (official.md 2.4).
         max_regions: texts a picture (a caption takes one place).
+        kinds: regions of other kinds are left out, as if the record did not have them.
         caption: give one place to a caption, if there is any.
         min_inside: share of a box that must be inside the crop.
         absent: texts a picture that are known not to be in it.
@@ -68,6 +72,7 @@ class SampleSettings:
     skipgram_prb: float = 0.2
     skipgram_size: int = 3
     max_regions: int = 5
+    kinds: tuple[RegionKind, ...] = REGION_KINDS
     caption: bool = True
     min_inside: float = 0.5
     absent: int = 0
@@ -203,9 +208,12 @@ class SampleMaker:
         """
         settings = self.settings
         rng = augment.generator(self.seed, epoch, record.id, "regions")
+        wanted = [r for r in record.regions if r.kind in settings.kinds]
+        if record.regions and not wanted:
+            raise SampleProblem(NO_WANTED_REGION)
         regions = [
             r
-            for r in record.regions
+            for r in wanted
             if box_problem(r.box_xyxy_px, record.width, record.height) is None
             and not (settings.compat_official and _vanishes(r.box_xyxy_px))
         ]

@@ -111,6 +111,7 @@ def sample_settings(recipe: Recipe, config: ModelConfig) -> SampleSettings:
     return dataclasses.replace(
         settings,
         max_regions=regions.max_regions,
+        kinds=regions.kinds,
         caption=regions.caption,
         min_inside=regions.min_perc_in_image,
         absent=regions.absent,

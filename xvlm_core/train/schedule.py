@@ -29,49 +29,62 @@ def warmup_steps(schedule: ScheduleSection, total: int) -> int:
     return min(warmup, total)
 
 
-def decay(kind: Kind, share: float) -> float:
-    """Factor when ``share`` of the decay is over: 1 at 0, and 0 at 1 (constant: 1)."""
+def decay(kind: Kind, share: float, floor: float = 0.0) -> float:
+    """Factor when ``share`` of the decay is over: 1 at 0, ``floor`` at 1 (constant: always 1)."""
     share = min(max(share, 0.0), 1.0)
     if kind == "linear":
-        return 1.0 - share
+        return 1.0 - share * (1.0 - floor)
     if kind == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * share))
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * share))
     return 1.0
 
 
-def factor_at_step(kind: Kind, step: int, total: int, warmup: int) -> float:
+def rise(share: float, start: float = 0.0) -> float:
+    """Factor when ``share`` of the warm-up is over: ``start`` at 0, 1 at 1."""
+    return start + (1.0 - start) * share
+
+
+def factor_at_step(
+    kind: Kind, step: int, total: int, warmup: int, *, start: float = 0.0, floor: float = 0.0
+) -> float:
     """Factor on the learning rate of step 1, 2, ..., total.
 
-    The first step has a factor above 0, step ``warmup + 1`` has 1, and the decay would reach 0
-    one step after the last: every step learns something.
+    The first step is a little above ``start``, step ``warmup + 1`` has 1, and the decay would
+    reach ``floor`` one step after the last: where both are 0, every step still learns something.
     """
     assert step >= 1, "steps are counted from 1"
     done = step - 1
     if done < warmup:
-        return step / (warmup + 1)
-    return decay(kind, (done - warmup) / max(1, total - warmup))
+        return rise(step / (warmup + 1), start)
+    return decay(kind, (done - warmup) / max(1, total - warmup), floor)
 
 
-def official_factor(kind: Kind, step: int, total: int, warmup: int) -> float:
-    """The same in the released code, whose first step has learning rate 0 (official.md 2.9)."""
+def official_factor(
+    kind: Kind, step: int, total: int, warmup: int, *, start: float = 0.0, floor: float = 0.0
+) -> float:
+    """The same in the released code, whose first step is AT the start, 0 (official.md 2.9)."""
     assert step >= 1, "steps are counted from 1"
     done = step - 1
     if done < warmup:
-        return done / max(1, warmup)
-    return decay(kind, (done - warmup) / max(1, total - warmup))
+        return rise(done / max(1, warmup), start)
+    return decay(kind, (done - warmup) / max(1, total - warmup), floor)
 
 
-def factor_at_share(kind: Kind, share: float, warmup: float) -> float:
+def factor_at_share(
+    kind: Kind, share: float, warmup: float, *, start: float = 0.0, floor: float = 0.0
+) -> float:
     """Factor when ``share`` of the run is over, for runs with a time budget.
 
     Args:
         kind: shape of the decay.
-        share: in [0, 1]; the first step starts a little above 0.
+        share: in [0, 1]; the first step is a little above ``start``.
         warmup: share of the run that is warm-up, below 1.
+        start: factor that the warm-up starts from.
+        floor: factor that the decay ends at.
     """
     if share < warmup:
-        return share / warmup
-    return decay(kind, (share - warmup) / (1.0 - warmup))
+        return rise(share / warmup, start)
+    return decay(kind, (share - warmup) / (1.0 - warmup), floor)
 
 
 @dataclass(frozen=True)
@@ -105,15 +118,17 @@ class Plan:
     def factor(self, step: int, seconds: float) -> float:
         """Factor on the learning rate of a step that begins after ``seconds`` of training."""
         schedule = self.schedule
+        kind, start, floor = schedule.kind, schedule.warmup_from, schedule.floor
         if schedule.max_seconds is None:
             assert self.total is not None, "a recipe has an end"
             function = official_factor if self.official else factor_at_step
-            return function(schedule.kind, step, self.total, warmup_steps(schedule, self.total))
+            warmup = warmup_steps(schedule, self.total)
+            return function(kind, step, self.total, warmup, start=start, floor=floor)
         share = self.progress(step, seconds)
         if schedule.warmup < 1:
-            return factor_at_share(schedule.kind, share, schedule.warmup)
-        warm = min(1.0, step / (int(schedule.warmup) + 1))
-        return warm * factor_at_share(schedule.kind, share, 0.0)
+            return factor_at_share(kind, share, schedule.warmup, start=start, floor=floor)
+        warm = rise(min(1.0, step / (int(schedule.warmup) + 1)), start)
+        return warm * factor_at_share(kind, share, 0.0, floor=floor)
 
     def is_over(self, step: int, seconds: float) -> bool:
         """Whether the run ends after ``step`` steps and ``seconds`` of training."""
