@@ -78,6 +78,7 @@ def pretrain(
     xvlm pretrain --recipe world
 
     xvlm pretrain --recipe 16m --max-steps 20 model.size=tiny init.vision=null init.text=null
+    data.images.batch_size=16 data.regions.max_images=8 train.micro_batches=1
 
     Any value of the recipe can be given as KEY=VALUE, or in the environment: XVLM_OPTIM__LR=3.0e-5
     is optim.lr=3.0e-5. KEY=VALUE wins over options, these over the environment, that over the

@@ -206,7 +206,7 @@ def complete(words: str, **environ: str) -> list[str]:
 
 def test_completion_knows_verbs_recipes_and_runs(tmp_path: Path) -> None:
     assert complete("xvlm fine") == ["finetune"]
-    assert complete("xvlm pretrain --recipe 1") == ["16m"]
+    assert complete("xvlm pretrain --recipe 1") == ["16m", "16m-released"]
     assert complete("xvlm finetune ref") == ["refcoco", "refcoco+", "refcocog"]
     run = tmp_path / "pretrain-x"
     run.mkdir()

@@ -17,6 +17,7 @@ TINY = (
     "data.images.stores=[coco]",
     "data.regions=null",
     "data.images.batch_size=2",
+    "train.micro_batches=1",
     "data.workers=0",
     "schedule.max_steps=1",
     "schedule.warmup=0",

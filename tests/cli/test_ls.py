@@ -9,7 +9,7 @@ from tests.cli.conftest import Run
 
 def test_recipes_with_task_and_about(xvlm: Run) -> None:
     rows = xvlm("ls", "recipes", "--json").document()["result"]["recipes"]
-    assert len(rows) == 7
+    assert len(rows) == 9
     assert {row["task"] for row in rows} == {"pretrain", "grounding"}
     assert all(row["about"] for row in rows)
     assert "pretrain/16m" in xvlm("ls", "recipes").out

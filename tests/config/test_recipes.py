@@ -15,7 +15,9 @@ EXPECTED = [
     "finetune/refcocog",
     "finetune/world",
     "pretrain/16m",
+    "pretrain/16m-released",
     "pretrain/4m",
+    "pretrain/4m-released",
     "pretrain/world",
 ]
 
@@ -37,29 +39,103 @@ def test_every_recipe_holds_and_survives_being_written_down(name: str, tmp_path:
     assert resolve(str(file)).recipe == resolved.recipe
 
 
+PAPER = [("4m", 8, 1_024), ("16m", 24, 3_072)]
+
+
+@pytest.mark.parametrize(("name", "gpus", "pictures"), PAPER)
+def test_pretraining_has_the_values_of_the_paper(name: str, gpus: int, pictures: int) -> None:
+    """Section 4: what the paper says of a run (official.md 2.1, 2.9, 2.11, last lines)."""
+    recipe = resolve(f"pretrain/{name}").recipe
+    images, regions = recipe.data.images, recipe.data.regions
+    assert images is not None
+    assert regions is not None
+    assert images.batch_size + regions.max_images == pictures
+    assert images.batch_size == regions.max_images, "half of the pictures have boxes"
+    assert (recipe.data.mix, recipe.compat) == ("joint", "none")
+    assert recipe.schedule.max_steps == 200_000
+    schedule, lr = recipe.schedule, recipe.optim.lr
+    assert (schedule.kind, schedule.warmup) == ("linear", 2500)
+    assert (schedule.warmup_from * lr, lr, schedule.floor * lr) == pytest.approx((1e-5, 1e-4, 1e-5))
+    assert recipe.optim.weight_decay == 0.02
+    assert (recipe.text.max_tokens, recipe.text.mask_prob) == (30, 0.25)
+    assert recipe.official_ranks == gpus
+
+
+@pytest.mark.parametrize(("name", "gpus", "pictures"), PAPER)
+def test_where_the_paper_is_silent_the_released_values_hold(
+    name: str, gpus: int, pictures: int
+) -> None:
+    ours, released = (resolve(f"pretrain/{one}").recipe for one in (name, f"{name}-released"))
+    assert ours.init == released.init
+    assert ours.model == released.model
+    assert ours.losses == released.losses
+    for section, keys in {
+        "optim": ("lr", "lr_mult", "betas", "eps", "clip_norm"),
+        "text": ("mask_prob", "max_masks", "skipgram_prb", "skipgram_size"),
+        "data": ("size", "held_out", "leaks", "root"),
+        "train": ("precision", "micro_batches", "checkpoint_every"),
+    }.items():
+        for key in keys:
+            assert getattr(getattr(ours, section), key) == getattr(
+                getattr(released, section), key
+            ), key
+    mine, theirs = ours.data.regions, released.data.regions
+    assert mine is not None
+    assert theirs is not None
+    assert mine.stores == theirs.stores
+    for key in ("max_regions", "min_perc_in_image", "caption", "kinds", "tokenized"):
+        assert getattr(mine, key) == getattr(theirs, key), key
+    assert mine.batch_texts is not None
+    assert theirs.batch_texts is not None
+    texts_a_picture = theirs.batch_texts / theirs.max_images
+    assert mine.batch_texts / mine.max_images == pytest.approx(texts_a_picture, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["4m", "4m-released", "16m", "16m-released"])
+def test_an_update_of_the_paper_can_be_divided_over_its_gpus(name: str) -> None:
+    recipe = resolve(f"pretrain/{name}").recipe
+    images, regions = recipe.data.images, recipe.data.regions
+    assert images is not None
+    assert regions is not None
+    parts = recipe.train.micro_batches
+    assert parts == recipe.official_ranks
+    for size in (images.batch_size, regions.max_images, regions.batch_texts):
+        assert size is not None
+        assert size % parts == 0
+
+
 @pytest.mark.parametrize(
-    ("name", "size", "global_batch", "steps", "words", "masks"),
-    [("4m", 5_114_489, 1_024, 204_795, 40, 8), ("16m", 16_219_845, 3_072, 200_640, 30, 6)],
+    ("name", "ranks", "size", "steps", "words", "masks"),
+    [
+        ("4m-released", 8, 5_114_489, 204_795, 40, 8),
+        ("16m-released", 24, 16_219_845, 200_640, 30, 6),
+    ],
 )
-def test_pretraining_has_the_official_values(
-    name: str, size: int, global_batch: int, steps: int, words: int, masks: int
+def test_the_released_run_has_the_released_values(
+    name: str, ranks: int, size: int, steps: int, words: int, masks: int
 ) -> None:
     recipe = resolve(f"pretrain/{name}").recipe
     images, regions = recipe.data.images, recipe.data.regions
     assert images is not None
     assert regions is not None
+    assert recipe.compat == "official"
+    assert recipe.data.mix == "extra"
     assert recipe.data.size == size
-    assert images.batch_size * recipe.official_ranks == global_batch
+    assert recipe.official_ranks == recipe.train.micro_batches == ranks
+    assert images.batch_size == 128 * ranks
     assert recipe.schedule.epochs is not None
-    assert recipe.schedule.epochs * -(-size // global_batch) == steps
-    assert (regions.batch_texts, regions.max_images, regions.max_regions) == (128, 48, 5)
+    assert recipe.schedule.epochs * -(-size // images.batch_size) == steps
+    a_rank = (regions.batch_texts or 0) // ranks, regions.max_images // ranks
+    assert (*a_rank, regions.max_regions) == (128, 48, 5)
     assert (regions.iter_perc, regions.min_perc_in_image) == (0.5, 0.5)
     assert (recipe.text.max_words, recipe.text.max_tokens) == (words, words)
     assert (recipe.text.mask_prob, recipe.text.max_masks) == (0.25, masks)
     optim = recipe.optim
     assert (optim.lr, optim.lr_mult, optim.weight_decay) == (1e-4, 2.0, 0.01)
     assert (optim.betas, optim.eps, optim.clip_norm) == ((0.9, 0.98), 1e-8, 1.0)
-    assert (recipe.schedule.kind, recipe.schedule.warmup) == ("linear", 2500)
+    schedule = recipe.schedule
+    assert (schedule.kind, schedule.warmup) == ("linear", 2500)
+    assert (schedule.warmup_from, schedule.floor) == (0, 0)
     shape = recipe.model.shape()
     assert (shape.size, shape.vision.image_size, shape.vision.window_size) == ("base", 224, 7)
     assert recipe.init.vision
@@ -67,8 +143,9 @@ def test_pretraining_has_the_official_values(
     assert not recipe.init.download
 
 
-def test_the_16m_recipe_keeps_refcoco_out() -> None:
-    regions = resolve("pretrain/16m").recipe.data.regions
+@pytest.mark.parametrize("name", ["16m", "16m-released"])
+def test_the_16m_recipes_keep_refcoco_out(name: str) -> None:
+    regions = resolve(f"pretrain/{name}").recipe.data.regions
     assert regions is not None
     assert not [name for name in regions.stores if "refcoco" in name]
 
@@ -80,6 +157,7 @@ def test_grounding_has_the_official_values(name: str) -> None:
     assert regions is not None
     assert regions.stores == recipe.data.validation == (name,)
     assert regions.max_images * recipe.official_ranks == 160
+    assert recipe.train.micro_batches is None
     assert (regions.max_regions, regions.batch_texts) == (1, None)
     assert (recipe.losses.matching.weight, regions.absent) == (1.0, 1), "one to tell it from"
     assert (recipe.text.max_words, recipe.text.max_tokens) == (30, 40)

@@ -153,7 +153,7 @@ def test_rules_between_keys_are_said_in_words() -> None:
     assert "at least one of data.images and data.regions" in detail(
         "data.images=null", "data.regions=null"
     )
-    assert "one of epochs, max_steps and max_seconds" in detail("schedule.epochs=null")
+    assert "one of epochs, max_steps and max_seconds" in detail("schedule.max_steps=null")
 
 
 @pytest.mark.parametrize(
