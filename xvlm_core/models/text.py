@@ -10,17 +10,23 @@ head: the vocabulary), M masked tokens, S width of the picture encoder.
 Linear layers see the N real tokens only; attention sees groups of texts of equal length, so no
 operation touches padding. Keys and values of a picture are projected once a layer, whatever the
 number of texts that look at it.
+
+With ``pictures=2`` (NLVR2) the cross layers come in pairs: the first of a pair looks at a text's
+first picture, the second at its second, by the same projection to keys and values. With
+``causal`` (captions, answers) a token sees the tokens before it only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xvlm_core.models.checkpointing import Checkpointed
 from xvlm_core.models.packing import PackedTexts, Packing
 from xvlm_core.models.sizes import TextConfig
 
@@ -84,34 +90,54 @@ class TextStates:
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose queries are packed texts."""
+    """Multi-head attention whose queries are packed texts.
 
-    def __init__(self, config: TextConfig, source_width: int) -> None:
+    Args:
+        config: the stack's shape.
+        source_width: width of what is attended to.
+        keys_of: another attention, whose projections to keys and values this one uses.
+    """
+
+    def __init__(
+        self, config: TextConfig, source_width: int, keys_of: Attention | None = None
+    ) -> None:
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
         self.dropout = config.dropout
+        self.causal = config.causal
         self.query = nn.Linear(width, width)
-        self.key = nn.Linear(source_width, width)
-        self.value = nn.Linear(source_width, width)
+        if keys_of is None:
+            self.key = nn.Linear(source_width, width)
+            self.value = nn.Linear(source_width, width)
+        # in a tuple, the other is no module of this one: its weights are stored once
+        self._keys_of = () if keys_of is None else (keys_of,)
         self.output = nn.Linear(width, width)
 
     def _heads(self, x: Tensor, rows: int) -> Tensor:
         """``(rows * T, D)`` -> ``(rows, H, T, d)``, a view."""
         return x.view(rows, -1, self.num_heads, x.shape[-1] // self.num_heads).transpose(1, 2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    def _keys_values(self, sources: Tensor) -> tuple[Tensor, Tensor]:
+        owner = self._keys_of[0] if self._keys_of else self
+        return owner.key(sources), owner.value(sources)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        context = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+        )
         return context.transpose(1, 2).reshape(-1, self.query.out_features)
 
     def over_text(self, hidden_ND: Tensor, packing: Packing) -> Tensor:
         """Self-attention inside each text, ``(N, D)``."""
-        q_ND, k_ND, v_ND = self.query(hidden_ND), self.key(hidden_ND), self.value(hidden_ND)
-        parts = [
-            self._attend(*(self._heads(x[g.start : g.stop], g.rows) for x in (q_ND, k_ND, v_ND)))
-            for g in packing.groups
-        ]
+        projected = self.query(hidden_ND), *self._keys_values(hidden_ND)
+        parts = []
+        for g in packing.groups:
+            q, k, v = (self._heads(x_ND[g.start : g.stop], g.rows) for x_ND in projected)
+            parts.append(self._attend(q, k, v, causal=self.causal))
         out: Tensor = self.output(torch.cat(parts))
         return out
 
@@ -133,7 +159,7 @@ class Attention(nn.Module):
             view_of_row: the view of each text in PACKED order, ``(B,)``.
         """
         q_ND = self.query(hidden_ND)
-        keys_IPD, values_IPD = self.key(patches_IPS), self.value(patches_IPS)
+        keys_IPD, values_IPD = self._keys_values(patches_IPS)
         pooled_keys_VD = views.pool(keys_IPD).to(keys_IPD.dtype)
         pooled_values_VD = views.pool(values_IPD).to(values_IPD.dtype)
         parts = []
@@ -147,6 +173,34 @@ class Attention(nn.Module):
                 # the pooled token is always visible
                 mask = F.pad(views.mask_VP[view], (1, 0), value=True)[:, None, None]
             q = self._heads(q_ND[g.start : g.stop], g.rows)
+            parts.append(self._attend(q, self._heads(k, g.rows), self._heads(v, g.rows), mask))
+        out: Tensor = self.output(torch.cat(parts))
+        return out
+
+    def over_texts(
+        self, hidden_ND: Tensor, packing: Packing, others: TextStates, text_of_row: Tensor
+    ) -> Tensor:
+        """Cross-attention of each text to the tokens of another, ``(N, D)``.
+
+        Args:
+            hidden_ND: packed texts.
+            packing: where each text lies.
+            others: the texts that are looked at.
+            text_of_row: the one that each text looks at, in PACKED order, ``(B,)``.
+        """
+        q_ND = self.query(hidden_ND)
+        keys_ND, values_ND = self._keys_values(others.hidden_ND)
+        starts = torch.tensor(others.packing.starts, device=q_ND.device)[text_of_row]
+        lengths = torch.tensor(others.packing.lengths, device=q_ND.device)[text_of_row]
+        places = torch.arange(max(others.packing.lengths), device=q_ND.device)
+        is_real = places < lengths[:, None]
+        token = torch.where(is_real, starts[:, None] + places, 0)
+        parts = []
+        for g in packing.groups:
+            rows = slice(g.row, g.row + g.rows)
+            k, v = keys_ND[token[rows]], values_ND[token[rows]]
+            q = self._heads(q_ND[g.start : g.stop], g.rows)
+            mask = is_real[rows, None, None]
             parts.append(self._attend(q, self._heads(k, g.rows), self._heads(v, g.rows), mask))
         out: Tensor = self.output(torch.cat(parts))
         return out
@@ -166,19 +220,53 @@ class Mlp(nn.Module):
         return out
 
 
+class CrossSource(Protocol):
+    """What a cross layer looks at."""
+
+    def attend(self, attention: Attention, hidden_ND: Tensor, packing: Packing) -> Tensor:
+        """What the attention of a layer finds in it for packed texts, ``(N, D)``."""
+        ...
+
+
 @dataclass(frozen=True)
-class CrossSource:
-    """What the cross layers look at: see :meth:`Attention.over_pictures`."""
+class PictureSource:
+    """Views of pictures: see :meth:`Attention.over_pictures`."""
 
     patches_IPS: Tensor
     views: Views
     view_of_row: Tensor
 
+    def attend(self, attention: Attention, hidden_ND: Tensor, packing: Packing) -> Tensor:
+        """See :class:`CrossSource`."""
+        return attention.over_pictures(
+            hidden_ND, packing, self.patches_IPS, self.views, self.view_of_row
+        )
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Other texts: see :meth:`Attention.over_texts`."""
+
+    states: TextStates
+    text_of_row: Tensor
+
+    def attend(self, attention: Attention, hidden_ND: Tensor, packing: Packing) -> Tensor:
+        """See :class:`CrossSource`."""
+        return attention.over_texts(hidden_ND, packing, self.states, self.text_of_row)
+
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention (cross layers only), MLP; post-norm as BERT, or pre-norm."""
+    """Self-attention, cross-attention (cross layers only), MLP; post-norm as BERT, or pre-norm.
 
-    def __init__(self, config: TextConfig, source_width: int | None) -> None:
+    Args:
+        config: the stack's shape.
+        source_width: width of what it cross-attends to; None: a text layer.
+        keys_of: the layer whose cross-attention projects keys and values for this one, too.
+    """
+
+    def __init__(
+        self, config: TextConfig, source_width: int | None, keys_of: Layer | None = None
+    ) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
         self.norm_first = config.norm_first
@@ -187,7 +275,8 @@ class Layer(nn.Module):
         self.self_norm = nn.LayerNorm(width, eps=eps)
         self.cross_attention: Attention | None = None
         if source_width is not None:
-            self.cross_attention = Attention(config, source_width)
+            shared = None if keys_of is None else keys_of.cross_attention
+            self.cross_attention = Attention(config, source_width, shared)
             self.cross_norm = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(config)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
@@ -208,10 +297,8 @@ class Layer(nn.Module):
 
     def _cross(self, x_ND: Tensor, packing: Packing, source: CrossSource | None) -> Tensor:
         assert self.cross_attention is not None, "a text layer has no cross-attention"
-        assert source is not None, "a cross layer needs pictures"
-        return self.cross_attention.over_pictures(
-            x_ND, packing, source.patches_IPS, source.views, source.view_of_row
-        )
+        assert source is not None, "a cross layer needs something to look at"
+        return source.attend(self.cross_attention, x_ND, packing)
 
 
 class Embeddings(nn.Module):
@@ -253,17 +340,30 @@ class LanguageModelHead(nn.Module):
         return scores_MV
 
 
-class TextEncoder(nn.Module):
-    """The BERT stack: text layers, then cross layers, and the language-model head."""
+class TextEncoder(Checkpointed, nn.Module):
+    """The BERT stack: text layers, then cross layers, and the language-model head.
 
-    def __init__(self, config: TextConfig, picture_width: int, *, with_lm_head: bool) -> None:
+    Args:
+        config: its shape.
+        source_width: width of what the cross layers look at.
+        with_lm_head: whether it predicts tokens.
+    """
+
+    def __init__(self, config: TextConfig, source_width: int, *, with_lm_head: bool) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(
-            Layer(config, picture_width if index >= config.fusion_layer else None)
-            for index in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList()
+        previous: Layer | None = None
+        for index in range(config.num_layers):
+            turn = index - config.fusion_layer
+            layer = Layer(
+                config,
+                source_width if turn >= 0 else None,
+                previous if turn >= 0 and turn % config.pictures else None,
+            )
+            self.layers.append(layer)
+            previous = layer
         self.lm_head = LanguageModelHead(config) if with_lm_head else None
         # pre-norm stacks leave their sum unnormalised: one norm after each half
         half = nn.LayerNorm if config.norm_first else nn.Identity
@@ -274,7 +374,7 @@ class TextEncoder(nn.Module):
         """Text mode: embeddings and layers ``[0, fusion_layer)``."""
         hidden_ND = self.embeddings(texts)
         for layer in self.layers[: self.config.fusion_layer]:
-            hidden_ND = layer(hidden_ND, texts.packing, None)
+            hidden_ND = self.run_layer(layer, hidden_ND, texts.packing, None)
         return TextStates(self.text_norm(hidden_ND), texts.packing)
 
     def fuse(
@@ -289,10 +389,47 @@ class TextEncoder(nn.Module):
             view_of_text: the view each text looks at, by text number, ``(B,)`` int64.
         """
         order = torch.tensor(states.packing.order, device=view_of_text.device)
-        source = CrossSource(patches_IPS, views, view_of_text[order])
+        return self._cross(states, PictureSource(patches_IPS, views, view_of_text[order]))
+
+    def fuse_pair(
+        self, states: TextStates, patches_IPS: Tensor, first_B: Tensor, second_B: Tensor
+    ) -> TextStates:
+        """As :meth:`fuse`, where each text looks at two whole pictures in turn.
+
+        Args:
+            states: B texts.
+            patches_IPS: patch tokens of the pictures.
+            first_B: the first picture of each text, int64.
+            second_B: the second one.
+        """
+        order = torch.tensor(states.packing.order, device=first_B.device)
+        rows = torch.arange(len(order), device=first_B.device)
+        sources = [
+            PictureSource(patches_IPS, Views(picture_B[order]), rows)
+            for picture_B in (first_B, second_B)
+        ]
+        return self._cross(states, *sources)
+
+    def fuse_texts(
+        self, states: TextStates, others: TextStates, other_of_text: Tensor
+    ) -> TextStates:
+        """As :meth:`fuse`, where each text looks at another text (its question).
+
+        Args:
+            states: B texts.
+            others: the texts that are looked at.
+            other_of_text: the one that each text looks at, ``(B,)`` int64.
+        """
+        order = torch.tensor(states.packing.order, device=other_of_text.device)
+        return self._cross(states, TextSource(others, other_of_text[order]))
+
+    def _cross(self, states: TextStates, *sources: CrossSource) -> TextStates:
+        """The cross layers; they look at the sources in turn."""
+        assert len(sources) == self.config.pictures, "a source for each picture of a text"
         hidden_ND = states.hidden_ND
-        for layer in self.layers[self.config.fusion_layer :]:
-            hidden_ND = layer(hidden_ND, states.packing, source)
+        for turn, layer in enumerate(self.layers[self.config.fusion_layer :]):
+            source = sources[turn % len(sources)]
+            hidden_ND = self.run_layer(layer, hidden_ND, states.packing, source)
         return TextStates(self.final_norm(hidden_ND), states.packing)
 
     def predict_tokens(self, hidden_MD: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from xvlm_core.models.checkpointing import Blocks
 from xvlm_core.models.sizes import VisionConfig
 
 
@@ -106,6 +107,11 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(config)
+        # same names, same order: timm's blocks behind our switch
+        for part in list(self.backbone.modules()):
+            blocks = getattr(part, "blocks", None)
+            if isinstance(blocks, nn.Sequential):
+                part.blocks = Blocks(*blocks)
         self.positions_PD: Tensor | None
         positions = sine_positions(config.grid, config.width) if config.sine_positions else None
         self.register_buffer("positions_PD", positions, persistent=False)

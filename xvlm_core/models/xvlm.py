@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xvlm_core.models.checkpointing import checkpoint_activations
 from xvlm_core.models.heads import in_float32, two_layer_head
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.sizes import ModelConfig
@@ -47,15 +48,19 @@ class XVLM(nn.Module):
             self.itm_head = two_layer_head(text_width, 2)
         if "box" in heads:
             self.bbox_head = two_layer_head(text_width, 4)
-        self._initialise()
+        self._initialise(self, text=self.text)
 
-    def _initialise(self) -> None:
+    def _initialise(self, part: nn.Module, *, text: nn.Module | None = None) -> None:
         """BERT's N(0, 0.02) in the text stack (official), or Xavier everywhere (tiny models).
 
         The official projections and heads keep PyTorch's own initialisation.
+
+        Args:
+            part: what is to be initialised: the model, or what a subclass added to it.
+            text: the text stack in it, if any.
         """
         xavier = self.config.text.init == "xavier"
-        for module in (self if xavier else self.text).modules():
+        for module in (part if xavier else text or nn.Identity()).modules():
             if isinstance(module, nn.Linear):
                 if xavier:
                     nn.init.xavier_uniform_(module.weight)
@@ -68,6 +73,10 @@ class XVLM(nn.Module):
                 if module.padding_idx is not None:
                     with torch.no_grad():
                         module.weight[module.padding_idx].zero_()
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Keep the inputs of the encoder layers alone for backward, or all activations again."""
+        checkpoint_activations(self, on)
 
     # ------------------------------------------------------------------ encoders
 
