@@ -43,6 +43,12 @@ class ModelSection(_Section):
     size: Literal["base", "small", "tiny"] = Field("base", description="named size")
     image_size: int | None = Field(None, gt=0, description="input side in pixels (size's own)")
     window_size: int | None = Field(None, gt=0, description="Swin window (size's own)")
+    drop_path: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="stochastic depth of the picture encoder, linear over its blocks (size's own)",
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="further fields of ModelConfig, e.g. {text: {dropout: 0}}"
     )
@@ -50,12 +56,14 @@ class ModelSection(_Section):
     def shape(
         self, vocab_size: int | None = None, heads: tuple[str, ...] | None = None
     ) -> ModelConfig:
-        """The full shape: size, then image and window size, then overrides."""
+        """The full shape: size, then image and window size and drop path, then overrides."""
         config = SIZES[self.size]().model_dump()
         if self.image_size is not None:
             config["vision"]["image_size"] = self.image_size
         if self.window_size is not None:
             config["vision"]["window_size"] = self.window_size
+        if self.drop_path is not None:
+            config["vision"]["drop_path"] = self.drop_path
         if vocab_size is not None:
             config["text"]["vocab_size"] = vocab_size
         if heads is not None:
