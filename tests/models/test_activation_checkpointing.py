@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.shapes import VOCABULARY, bench_config
-from tests.train.toy import in_process
 from xvlm_core.models.checkpointing import checkpoint_activations
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.sizes import ModelConfig, tiny
@@ -320,6 +319,13 @@ def _rank(rank: int, folder: Path) -> None:
 
 
 def test_data_parallel_ranks_get_the_same_bits(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        codes = list(pool.map(lambda rank: in_process(_rank, rank, tmp_path), range(2)))
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
     assert codes == [0, 0]
