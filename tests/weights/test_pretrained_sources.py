@@ -86,6 +86,15 @@ def test_a_hub_id_is_fetched_where_asked(hub, tmp_path, imagenet, bert):
     assert not report.warnings  # config.json came along
 
 
+def test_the_environment_allows_fetching_too(hub, tmp_path, imagenet, monkeypatch):
+    swin_file = tmp_path / "model.safetensors"
+    save_file(imagenet.state_dict(), swin_file)
+    hub.answers = {"model.safetensors": swin_file}
+    monkeypatch.setenv("XVLM_DOWNLOAD", "1")
+    assert load_vision(new_model(), "timm/swin").complete
+    assert hub.asked[0] == ("timm/swin", "model.safetensors", False)
+
+
 def test_a_hub_without_weights_or_out_of_reach_is_an_error(hub):
     with pytest.raises(CheckpointError, match="on the hub holds neither"):
         load_text(new_model(), "owner/name", download=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from xvlm_core.errors import CheckpointError, ConfigError
 from xvlm_core.models.sizes import TextConfig, VisionConfig
 from xvlm_core.models.xvlm import XVLM
+from xvlm_core.weights.hub import may_download
 from xvlm_core.weights.official import BUFFERS, TIED, bert_name, shift_downsample
 from xvlm_core.weights.reading import (
     TORCH_SUFFIXES,
@@ -294,13 +295,15 @@ def find_weights(source: str | Path, download: bool, *, key: str) -> Path:
 
     Args:
         source: a file, a folder, or a hub id (``name`` or ``owner/name``).
-        download: allow fetching; without it a hub id is found only if it was fetched before.
+        download: allow fetching, as ``XVLM_DOWNLOAD=1`` does; without it a hub id is found only if
+            it was fetched before.
         key: the recipe's key, for messages.
 
     Raises:
         ConfigError: a hub id that is not in the local cache, and ``download`` is false.
         CheckpointError: a path without weights, or the hub has none or cannot be reached.
     """
+    download = may_download(download)
     path = Path(source).expanduser()
     if path.is_file():
         return path
