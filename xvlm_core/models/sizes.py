@@ -13,8 +13,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Head = Literal["contrastive", "matching", "masked_lm", "box"]
+Head = Literal["contrastive", "matching", "masked_lm", "box", "statement", "pair_assignment"]
+# those of pre-training
 ALL_HEADS: tuple[Head, ...] = ("contrastive", "matching", "masked_lm", "box")
+# those of a text that looks at two pictures: NLVR2, and its own pre-training
+PAIR_HEADS: tuple[Head, ...] = ("statement", "pair_assignment")
 
 
 class _Shape(BaseModel):
@@ -88,9 +91,15 @@ class TextConfig(_Shape):
     dropout: float = Field(0.1, ge=0, lt=1, description="hidden and attention drop-out")
     norm_first: bool = Field(False, description="pre-norm layers (BERT is post-norm)")
     init: Literal["bert", "xavier"] = Field("bert", description="initialisation of the matrices")
+    pictures: Literal[1, 2] = Field(
+        1, description="pictures a text looks at; 2: the cross layers take turns (NLVR2)"
+    )
+    causal: bool = Field(False, description="a token sees the tokens before it only (captioning)")
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> TextConfig:
+        if (self.num_layers - self.fusion_layer) % self.pictures:
+            raise ValueError("with pictures=2 the number of cross layers must be even")
         if self.hidden_size % self.num_heads:
             raise ValueError("hidden_size must be a multiple of num_heads")
         if self.fusion_layer >= self.num_layers:
@@ -110,12 +119,37 @@ class ModelConfig(_Shape):
         (0.001, 0.5), description="the temperature is clamped to this range"
     )
     heads: tuple[Head, ...] = Field(ALL_HEADS, description="heads the model carries")
+    decoder_layers: int = Field(0, ge=0, description="layers of the answer decoder (VQA); 0: none")
 
     @model_validator(mode="after")
     def _temperature_in_range(self) -> ModelConfig:
         low, high = self.temperature_range
         if not 0 < low <= self.temperature <= high:
             raise ValueError("temperature must lie in temperature_range, above 0")
+        return self
+
+    @property
+    def decoder(self) -> TextConfig:
+        """Shape of the answer decoder: causal, cross-attention in every layer."""
+        return self.text.model_copy(
+            update={
+                "num_layers": self.decoder_layers,
+                "fusion_layer": 0,
+                "pictures": 1,
+                "causal": True,
+            }
+        )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ModelConfig:
+        """At most one of: two pictures, a causal stack, an answer decoder."""
+        pairs = self.text.pictures == 2
+        if pairs + self.text.causal + bool(self.decoder_layers) > 1:
+            raise ValueError("of text.pictures=2, text.causal and decoder_layers only one is known")
+        if not pairs and (found := [head for head in self.heads if head in PAIR_HEADS]):
+            raise ValueError(f"the head {found[0]} needs text.pictures=2")
+        if self.text.causal and "masked_lm" not in self.heads:
+            raise ValueError("text.causal needs the head masked_lm: it is what predicts the words")
         return self
 
 

@@ -1,105 +1,47 @@
-"""The released X-VLM checkpoints: a function of key names, both ways.
+"""The released X-VLM checkpoints of every task, read and written bit for bit.
 
-The table of names is official.md 5.2 to 5.6. Official files also carry what our model computes
-(Swin's index and mask buffers, BERT's position numbers) and the tied decoder under both names;
-timm numbers Swin's ``downsample`` with the stage that follows, the release with the stage before.
+Names are a function (:mod:`xvlm_core.weights.official_names`). Official files also carry what our
+models compute (Swin's index and mask buffers, BERT's position numbers) and tied tensors under both
+names; timm numbers Swin's ``downsample`` with the stage that follows, the release with the stage
+before.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from xvlm_core.errors import CheckpointError
-from xvlm_core.models.sizes import ALL_HEADS, ModelConfig, VisionConfig
-from xvlm_core.models.xvlm import XVLM
+from xvlm_core.models.build import build_model, kind_of
+from xvlm_core.models.sizes import ALL_HEADS, PAIR_HEADS, ModelConfig
+from xvlm_core.weights.official_buffers import official_buffers, require_official
+from xvlm_core.weights.official_names import (
+    BUFFERS,
+    TIED,
+    Renaming,
+    as_written,
+    bert_name,
+    official_name,
+    shift_downsample,
+    text_prefix,
+    twins,
+)
+from xvlm_core.weights.official_shape import TASKS, recognise
 from xvlm_core.weights.reading import Note, Report, account, place
 
-BUFFERS = re.compile(r"(relative_position_index|attn_mask|embeddings\.position_ids)$")
-
-_VISION, _OUR_VISION = "vision_encoder.", "vision.backbone."
-_TEXT, _OUR_TEXT = "text_encoder.", "text."
-_BERT_EMBEDDINGS = {
-    "word": "word_embeddings",
-    "position": "position_embeddings",
-    "token_type": "token_type_embeddings",
-    "norm": "LayerNorm",
-}
-_BERT_LAYER = {
-    "self_attention.query": "attention.self.query",
-    "self_attention.key": "attention.self.key",
-    "self_attention.value": "attention.self.value",
-    "self_attention.output": "attention.output.dense",
-    "self_norm": "attention.output.LayerNorm",
-    "cross_attention.query": "crossattention.self.query",
-    "cross_attention.key": "crossattention.self.key",
-    "cross_attention.value": "crossattention.self.value",
-    "cross_attention.output": "crossattention.output.dense",
-    "cross_norm": "crossattention.output.LayerNorm",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-}
-_BERT_HEAD = {
-    "lm_head.dense.weight": "transform.dense.weight",
-    "lm_head.dense.bias": "transform.dense.bias",
-    "lm_head.norm.weight": "transform.LayerNorm.weight",
-    "lm_head.norm.bias": "transform.LayerNorm.bias",
-    "lm_head.bias": "bias",
-}
-# the decoder under its second name: BERT's name -> the tensor it is tied to
-TIED = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-_OTHER_MODELS = {
-    "text_decoder.": "an official VQA or captioning model",
-    "cls_head.": "an official NLVR2 model",
-    "ta_head.": "an official NLVR2 pre-training model",
-}
-
-
-def bert_name(our_name: str) -> str | None:
-    """BERT's name (``bert.`` or ``cls.predictions.``) of a parameter under ``text.``.
-
-    None where BERT has no such parameter (the norms of a pre-norm stack).
-    """
-    name = our_name.removeprefix(_OUR_TEXT)
-    if name in _BERT_HEAD:
-        return f"cls.predictions.{_BERT_HEAD[name]}"
-    module, _, leaf = name.rpartition(".")
-    if module.startswith("embeddings."):
-        part = _BERT_EMBEDDINGS.get(module.removeprefix("embeddings."))
-        return part and f"bert.embeddings.{part}.{leaf}"
-    layer = re.fullmatch(r"layers\.(\d+)\.(.+)", module)
-    if layer is None or layer[2] not in _BERT_LAYER:
-        return None
-    return f"bert.encoder.layer.{layer[1]}.{_BERT_LAYER[layer[2]]}.{leaf}"
-
-
-def shift_downsample(name: str, by: int) -> str:
-    """Swin's ``layers.S.downsample`` as ``layers.S+by.downsample``; other names unchanged."""
-    return re.sub(
-        r"^layers\.(\d+)\.downsample\.",
-        lambda stage: f"layers.{int(stage[1]) + by}.downsample.",
-        name,
-    )
-
-
-def official_name(our_name: str) -> str:
-    """The name of a parameter in the official pre-training checkpoint.
-
-    Parameters that the official model lacks keep their name below the official prefix.
-    """
-    if our_name.startswith(_OUR_VISION):
-        return _VISION + shift_downsample(our_name.removeprefix(_OUR_VISION), -1)
-    if our_name.startswith(_OUR_TEXT):
-        return _TEXT + (bert_name(our_name) or our_name.removeprefix(_OUR_TEXT))
-    return our_name
+__all__ = [
+    "BUFFERS",
+    "TIED",
+    "Converted",
+    "bert_name",
+    "from_official",
+    "official_name",
+    "shift_downsample",
+    "to_official",
+]
 
 
 @dataclass(frozen=True)
@@ -117,10 +59,12 @@ def from_official(
     strict: bool = True,
     source: str = "official checkpoint",
 ) -> Converted:
-    """An official state dict (pre-training, retrieval or grounding), under our names.
+    """An official state dict, under our names.
 
-    Position tables are resized to the window of ``config``; heads that it does not carry are
-    dropped and reported.
+    Position tables are resized to the window of ``config``; heads that the model does not carry
+    are dropped and reported. A pre-training file feeds the models of the tasks as the released
+    code does (see :class:`~xvlm_core.weights.official_names.Renaming`): what they have in
+    addition is missing then.
 
     Args:
         state: by official names, with or without ``bert.`` after ``text_encoder.``.
@@ -129,50 +73,71 @@ def from_official(
         source: the file, for the report.
 
     Raises:
-        CheckpointError: ``strict`` and not everything fits; the tied decoder differs from the
-            word embeddings; another architecture than the official one.
+        CheckpointError: ``strict`` and not everything fits; tensors that are tied differ; another
+            architecture than the official one.
     """
-    _require_official(config)
-    target = _on_meta(config).state_dict()
-    whole = _on_meta(config.model_copy(update={"heads": ALL_HEADS})).state_dict()
-    ours = {official_name(name): name for name in whole}
-    tied = {_TEXT + twin: _TEXT + original for twin, original in TIED.items()}
+    require_official(config)
+    target = _on_meta(config)
+    ours = {_official(name, config): name for name in _on_meta(_with_every_head(config))}
+    tied_to = twins(config)
+    if "masked_lm" not in config.heads:  # the file may carry a head that the model lacks
+        tied_to |= twins(_with_every_head(config))
+    buffers = official_buffers(config)
+    renaming = Renaming.of(state, config)
 
     named: dict[str, tuple[str, Tensor]] = {}
     candidates: dict[str, Tensor] = {}
+    computed: list[Note] = []
+    tied: list[Note] = []
     dropped: list[Note] = []
     unexpected: list[str] = []
+    warnings: list[str] = []
     for key, value in state.items():
-        if _with_bert(key) in named:  # under both names
-            unexpected.append(key)
-        else:
-            named[_with_bert(key)] = key, value
+        for name in renaming(key):
+            if name in named:  # under both names
+                unexpected.append(key)
+            else:
+                named[name] = key, value
     for name, (key, value) in named.items():
+        original = named.get(tied_to.get(name, ""))
         if BUFFERS.search(name):
-            dropped.append(Note(key, "computed, not stored"))
-        elif name in tied and (original := named.get(tied[name])) is not None:
-            if not _same_bits(value, original[1]):
+            computed.append(Note(key, "computed, not stored"))
+            if _is_another(value, buffers.get(name)):
+                warnings.append(f"{key} is not what the architecture gives: computed anew")
+        elif original is not None:
+            if not same_bits(value, original[1]):
                 raise CheckpointError(
                     f"{key} differs from {original[0]}, to which it is tied",
                     where=source,
                     try_="check where the file comes from: it is no official checkpoint",
                 )
-            dropped.append(Note(key, f"tied to {original[0]}"))
-        elif (our_name := ours.get(tied.get(name, name))) is None:
+            if key != original[0]:
+                tied.append(Note(key, f"tied to {original[0]}"))
+        elif (our_name := ours.get(tied_to.get(name, name))) is None:
             unexpected.append(key)
         elif our_name not in target:
             dropped.append(Note(key, "this model carries no such head"))
         else:
             candidates[our_name] = value
-    placed, report = account(source, candidates, target, dropped, unexpected)
+    placed, report = account(source, candidates, target, dropped, list(dict.fromkeys(unexpected)))
+    report = replace(
+        report,
+        computed=tuple(dict.fromkeys(computed)),
+        tied=tuple(tied),
+        warnings=tuple(warnings),
+    )
     if strict:
-        what, try_ = "the checkpoint does not fit this model", "set model.size=base"
-        for prefix, model in _OTHER_MODELS.items():
-            if any(key.startswith(prefix) for key in unexpected):
-                what = f"this is {model}, which cannot be read into this one"
-                try_ = "give the pre-training, retrieval or grounding checkpoint"
-        report.require_complete(what, try_=try_)
+        _require_complete(report, state, config)
     return Converted(placed.state, report)
+
+
+def _require_complete(report: Report, state: Mapping[str, Tensor], config: ModelConfig) -> None:
+    what, try_ = "the checkpoint does not fit this model", "set model.size=base"
+    found = recognise(state)
+    if found is not None and TASKS[found].kind != kind_of(config):
+        what = f"this is {TASKS[found].about}, which cannot be read into this model"
+        try_ = "give the pre-training checkpoint, or the one of this task"
+    report.require_complete(what, try_=try_)
 
 
 def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -188,8 +153,8 @@ def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, T
     Raises:
         CheckpointError: another architecture than the official one, or ``state`` is not of it.
     """
-    _require_official(config)
-    target = _on_meta(config).state_dict()
+    require_official(config)
+    target = _on_meta(config)
     placed = place({name: state[name] for name in target if name in state}, target)
     Report(
         "state dict",
@@ -199,102 +164,42 @@ def to_official(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, T
         mismatched=placed.mismatched
         + tuple(note for note in placed.converted if "resized" in note.note),
     ).require_complete("the weights are not those of the model's shape", try_="xvlm validate")
-    official = {official_name(name): state[name] for name in target}
-    official.update(_swin_buffers(config.vision))
-    positions = torch.arange(config.text.max_positions)[None]
-    official[f"{_TEXT}bert.embeddings.position_ids"] = positions
-    if "masked_lm" not in config.heads:
-        return {key.replace(f"{_TEXT}bert.", _TEXT, 1): value for key, value in official.items()}
-    for twin, original in TIED.items():
-        official[_TEXT + twin] = official[_TEXT + original]
-    return official
+    official = {_official(name, config): state[name] for name in target}
+    for twin, original in twins(config).items():
+        official[twin] = official[original]
+    official.update(official_buffers(config))
+    return {as_written(name, config): value for name, value in official.items()}
 
 
-def _on_meta(config: ModelConfig) -> XVLM:
-    """The model without storage: names and shapes."""
-    with torch.device("meta"):
-        return XVLM(config)
-
-
-def _with_bert(key: str) -> str:
-    """A key of a fine-tuned checkpoint, as pre-training names it."""
-    name = key.removeprefix(_TEXT)
-    if name == key or name.startswith(("bert.", "cls.")):
-        return key
-    return f"{_TEXT}bert.{name}"
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
     """Equality that holds for NaN too."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
+    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
     return torch.equal(
         one.contiguous().reshape(-1).view(torch.uint8),
         other.contiguous().reshape(-1).view(torch.uint8),
     )
 
 
-def _require_official(config: ModelConfig) -> None:
-    """The official format has a place for Swin and a post-norm BERT only."""
-    vision = config.vision
-    differences = [
-        what
-        for differs, what in (
-            (vision.kind != "swin", f"vision.kind is {vision.kind}, not swin"),
-            (vision.sine_positions, "vision.sine_positions is on"),
-            (config.text.norm_first, "text.norm_first is on"),
-        )
-        if differs
-    ]
-    if vision.kind == "swin":
-        differences += [
-            f"stage {stage}: a grid of {grid} patches is no multiple of the window {window}"
-            for stage, (grid, window) in enumerate(_stages(vision))
-            if grid % window
-        ]
-    if differences:
-        raise CheckpointError(
-            f"a {config.size} model has no place in the official format: {differences[0]}",
-            details=differences[1:],
-            try_="use model.size=base or model.size=small",
-        )
+def _is_another(value: Tensor, expected: Tensor | None) -> bool:
+    """Whether a buffer of the file says something else (at another window its shape differs)."""
+    if expected is None or value.is_meta or value.shape != expected.shape:
+        return False
+    return not torch.equal(value.to(expected.dtype), expected)
 
 
-def _stages(vision: VisionConfig) -> list[tuple[int, int]]:
-    """Patches a side and window of each Swin stage; a window never exceeds its grid."""
-    grids = [vision.image_size // vision.patch_size >> s for s in range(len(vision.depths))]
-    return [(grid, min(grid, vision.window_size)) for grid in grids]
+def _official(our_name: str, config: ModelConfig) -> str:
+    return official_name(our_name, text=text_prefix(config))
 
 
-def _swin_buffers(vision: VisionConfig) -> dict[str, Tensor]:
-    """Offset numbers of every block, shift masks of the odd blocks that do shift."""
-    buffers: dict[str, Tensor] = {}
-    for stage, (grid, window) in enumerate(_stages(vision)):
-        for block in range(vision.depths[stage]):
-            prefix = f"{_VISION}layers.{stage}.blocks.{block}."
-            buffers[f"{prefix}attn.relative_position_index"] = relative_position_index(window)
-            if block % 2 and window // 2 and grid > window:
-                buffers[f"{prefix}attn_mask"] = shift_mask(grid, window)
-    return buffers
+def _with_every_head(config: ModelConfig) -> ModelConfig:
+    heads = ALL_HEADS + (PAIR_HEADS if config.text.pictures == 2 else ())
+    return config.model_copy(update={"heads": heads})
 
 
-def relative_position_index(window: int) -> Tensor:
-    """Row of the relative table for each pair of patches, ``(w * w, w * w)`` int64."""
-    side = torch.arange(window)
-    places = torch.cartesian_prod(side, side)
-    offsets = places[:, None] - places[None, :] + window - 1
-    return offsets[..., 0] * (2 * window - 1) + offsets[..., 1]
-
-
-def shift_mask(grid: int, window: int) -> Tensor:
-    """Which patches of a shifted window were neighbours, ``(windows, w * w, w * w)`` float32.
-
-    0 where both come from the same region of the picture, -100 elsewhere (Swin, figure 4).
-    """
-    side = torch.arange(grid)
-    # the last window holds patches from both ends: they are told apart at the shift
-    region = (side >= grid - window).long() + (side >= grid - window // 2).long()
-    label = region[:, None] * 3 + region[None, :]
-    n = grid // window
-    windows = label.view(n, window, n, window).transpose(1, 2).reshape(n * n, window * window)
-    return (windows[:, :, None] != windows[:, None, :]).float() * -100.0
+def _on_meta(config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of a model without storage: names and shapes."""
+    with torch.device("meta"):
+        return build_model(config).state_dict()

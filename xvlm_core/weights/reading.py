@@ -37,13 +37,16 @@ class Note:
 class Report:
     """What became of every tensor of a file and of every tensor of the model.
 
-    Each tensor of the file is matched, converted, dropped, unexpected or mismatched; each tensor
-    of the model that is wanted is matched, converted, missing, mismatched or fresh.
+    Each tensor of the file is matched, converted, computed, tied, dropped, unexpected or
+    mismatched; each tensor of the model that is wanted is matched, converted, missing, mismatched
+    or fresh.
 
     Attributes:
         source: the file.
         matched: our names, taken bit for bit.
         converted: our names; resized, or of another float type in the file.
+        computed: names in the file that the model computes and does not store (official files).
+        tied: names in the file that stand for a tensor it has under another name, too (the same).
         dropped: names in the file that the model has no use for, and why.
         missing: our names that the file should have had.
         unexpected: names in the file that mean nothing to the model.
@@ -56,6 +59,8 @@ class Report:
     source: str
     matched: tuple[str, ...] = ()
     converted: tuple[Note, ...] = ()
+    computed: tuple[Note, ...] = ()
+    tied: tuple[Note, ...] = ()
     dropped: tuple[Note, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -74,6 +79,8 @@ class Report:
         counts = {
             "matched": self.matched,
             "converted": self.converted,
+            "computed": self.computed,
+            "tied": self.tied,
             "dropped": self.dropped,
             "left at their initial values": self.fresh,
             "missing": self.missing,
@@ -87,6 +94,8 @@ class Report:
         return [
             f"{self.source}: {self.summary() or 'no tensors'}",
             *(f"converted {note}" for note in self.converted),
+            *(f"computed {note}" for note in self.computed),
+            *(f"tied {note}" for note in self.tied),
             *(f"dropped {note}" for note in self.dropped),
             *(f"fresh {note}" for note in self.fresh),
             *(f"warning: {warning}" for warning in self.warnings),
@@ -98,6 +107,8 @@ class Report:
         named = {
             "matched": [Note(name, "") for name in self.matched],
             "converted": self.converted,
+            "computed": self.computed,
+            "tied": self.tied,
             "dropped": self.dropped,
             "left at their initial values": self.fresh,
             "missing": [Note(name, "") for name in self.missing],
