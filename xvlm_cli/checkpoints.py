@@ -8,6 +8,7 @@ from pathlib import Path
 from xvlm_core.errors import CheckpointError
 from xvlm_core.train import checkpoint as checkpoints
 from xvlm_core.train import runs
+from xvlm_core.weights import hub
 from xvlm_core.weights.folder import CONFIG
 
 NEWEST = "newest-"
@@ -21,15 +22,19 @@ class Found:
     said: str
 
 
-def find(text: str) -> Found:
+def find(text: str, *, download: bool = False, ask: str = "--download") -> Found:
     """The model that a word of the command line means.
 
     Args:
-        text: ``newest-TASK``, a run folder (its best checkpoint), a checkpoint, a model folder, or
-            a released checkpoint file.
+        text: ``newest-TASK``, a run folder (its best checkpoint), a checkpoint, a model folder, a
+            released checkpoint file, or a model on the hub (``owner/name[@revision]``), in this
+            order.
+        download: fetch it from the hub if it is not here, as ``XVLM_DOWNLOAD=1`` allows too.
+        ask: what to type to allow that, for messages.
 
     Raises:
         CheckpointError: nothing there, no whole checkpoint, or a damaged one.
+        UsageError: ``hub:`` and no id after it.
     """
     if text.startswith(NEWEST) and not Path(text).exists():
         return newest(text.removeprefix(NEWEST))
@@ -42,6 +47,10 @@ def find(text: str) -> Found:
         if (path / checkpoints.MANIFEST).is_file():
             checkpoints.verify(path)
         return Found(path, f"model {path}")
+    hub_id = None if path.exists() else hub.parse(text)
+    if hub_id is not None:
+        fetched = hub.fetch(hub_id, download=hub.may_download(download), ask=ask)
+        return Found(fetched.folder, f"model {fetched.said}")
     what = "is neither a run nor a model folder" if path.exists() else "does not exist"
     raise CheckpointError(f"{path} {what}", where=str(path.absolute()), try_="xvlm ls runs")
 

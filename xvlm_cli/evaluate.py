@@ -11,6 +11,7 @@ import typer
 
 from xvlm_cli import output as outputs
 from xvlm_cli.options import (
+    DownloadOption,
     DryRunOption,
     JsonOption,
     OverwriteOption,
@@ -41,7 +42,8 @@ def evaluate(
         typer.Option(
             "--checkpoint",
             "-c",
-            help="Run or model folder (default: XVLM_CHECKPOINT, else the newest run that fits).",
+            help="Run, model folder or owner/name on the hub (default: XVLM_CHECKPOINT, else the "
+            "newest run that fits).",
             autocompletion=complete_model,
         ),
     ] = None,
@@ -52,6 +54,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most this many pictures.")
     ] = None,
+    download: DownloadOption = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write predictions here (JSON lines).")
@@ -73,7 +76,7 @@ def evaluate(
     store = _store(folder, split, cache)
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists", try_="another -o, or --overwrite")
-    found = find_checkpoint(checkpoint, GROUNDING, os.environ)
+    found = find_checkpoint(checkpoint, GROUNDING, os.environ, download=download)
     (out.warn if found.builtin else out.note)(found.origin)
     if dry_run:
         pictures = min(len(store.indices(split)), limit or sys.maxsize)

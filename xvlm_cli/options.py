@@ -14,6 +14,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr.")
 ]
+DownloadOption = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch a model from the hub if it is not here."),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xvlm_cli import output as outputs
-from xvlm_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
+from xvlm_cli.options import DownloadOption, DryRunOption, JsonOption, OverwriteOption, QuietOption
 from xvlm_cli.options import complete_run as complete_model
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
@@ -49,8 +49,8 @@ def predict(
         typer.Option(
             "--checkpoint",
             "-c",
-            help="Run or model folder (default: XVLM_CHECKPOINT, else the newest run that fits, "
-            "else the built-in shapes model).",
+            help="Run, model folder or owner/name on the hub (default: XVLM_CHECKPOINT, else the "
+            "newest run that fits, else the built-in shapes model).",
             autocompletion=complete_model,
         ),
     ] = None,
@@ -61,6 +61,7 @@ def predict(
     no_files: Annotated[
         bool, typer.Option("--no-files", help="Write no picture and no JSON file.")
     ] = False,
+    download: DownloadOption = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
@@ -86,7 +87,7 @@ def predict(
         )
     items = inputs.read(words or (), phrase or (), out)
     targets = [] if no_files else inputs.targets(items, output, overwrite=overwrite)
-    found = find_checkpoint(checkpoint, task, os.environ)
+    found = find_checkpoint(checkpoint, task, os.environ, download=download)
     (out.warn if found.builtin else out.note)(found.origin)
     if dry_run:
         rows = [{"image": item.path, "phrases": list(item.phrases)} for item in items]

@@ -145,7 +145,8 @@ def _start_from(
     if source is None:
         return None
     try:
-        found = checkpoints.find(source)
+        download = resolved.recipe.init.download and not lenient
+        found = checkpoints.find(source, download=download, ask="init.download=true")
     except CheckpointError:
         # A run that goes on has its own weights; where it started from may be gone by now.
         if lenient or run is not None:

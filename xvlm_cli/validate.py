@@ -1,4 +1,4 @@
-"""``xvlm validate``: a store, a run, a model folder or a recipe."""
+"""``xvlm validate``: a store, a recipe; a run or a model by ``validate_model``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xvlm_cli import output as outputs
+from xvlm_cli import validate_model
 from xvlm_cli.data_card import card_lines
-from xvlm_cli.options import DryRunOption, JsonOption, QuietOption
+from xvlm_cli.options import DownloadOption, DryRunOption, JsonOption, QuietOption
 from xvlm_cli.output import Output
 from xvlm_cli.progress import Progress
 
@@ -28,7 +29,12 @@ CHANGED = "changed since it was prepared"
 
 def validate(
     place: Annotated[
-        str, typer.Argument(metavar="PATH", help="A store, run, checkpoint, model or recipe.")
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A store, run, checkpoint, model, file of weights, recipe, or owner/name on the "
+            "hub.",
+        ),
     ],
     decode: Annotated[
         bool, typer.Option("--decode", help="Store: decode every picture, not only its header.")
@@ -46,18 +52,21 @@ def validate(
         Path | None,
         typer.Option("--output", "-o", help="Store: folder for the samples (default: here)."),
     ] = None,
+    download: DownloadOption = False,
     dry_run: DryRunOption = False,
     json_document: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Check that something is whole: counts, checksums, pictures, manifests, schema.
 
-    Of a store, its data card is printed and examples are drawn.
+    Of a store, its data card is printed and examples are drawn; of a run or a model, what it is,
+    who made it of what, and whether training can go on from it.
     """
     out = outputs.begin("validate", json_document=json_document, quiet=quiet)
     from xvlm_core.config.recipes import looks_like_path, recipe_names
     from xvlm_core.data.files import is_url
     from xvlm_core.errors import DataError
+    from xvlm_core.weights import hub
     from xvlm_core.weights.folder import CONFIG
 
     if is_url(place):
@@ -68,11 +77,16 @@ def validate(
     if (path / "manifest.json").is_file():
         _validate_store(path, _Samples(sample, output), out, decode, dry_run)
     elif (path / "run.json").is_file():
-        _run(path, out)
+        validate_model.validate_run(path, out)
     elif (path / CONFIG).is_file() or (path / "MANIFEST.json").is_file():
-        _model(path, out)
+        validate_model.validate_model(path, out)
+    elif path.is_file() and path.suffix in validate_model.SUFFIXES:
+        validate_model.validate_file(path, out)
     elif (path.is_file() and looks_like_path(place)) or place in names:
         _recipe(place, out)
+    elif not path.exists() and (hub_id := hub.parse(place)) is not None:
+        fetched = hub.fetch(hub_id, download=hub.may_download(download))
+        validate_model.validate_model(fetched.folder, out, said=fetched.said)
     else:
         what = "is no store, run, model folder or recipe" if path.exists() else "does not exist"
         raise DataError(
@@ -240,76 +254,6 @@ class _Samples:
             out.warn(f"no samples: {error.what} ({error.try_}, or --sample 0)")
             return None
         return paths
-
-
-def _run(folder: Path, out: Output) -> None:
-    import json
-
-    from xvlm_core.config.resolve import resolve
-    from xvlm_core.errors import CheckpointError
-    from xvlm_core.train import checkpoint, runs
-    from xvlm_core.weights.folder import read_info
-
-    run = runs.read(folder)
-    problems: list[str] = []
-    steps = checkpoint.list_steps(run.checkpoints)
-    resolve(str(run.recipe_file))
-    for step in steps:
-        path = run.checkpoints / checkpoint.folder_name(step)
-        try:
-            checkpoint.verify(path)
-            read_info(path)
-        except CheckpointError as error:
-            problems.append(error.what)
-    lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            problems.append(f"{run.metrics.name}:{number} is not a line of metrics")
-    value: dict[str, Any] = {
-        "kind": "run",
-        "path": folder,
-        "task": run.task,
-        "status": run.status,
-        "checkpoints": steps,
-        "problems": problems,
-    }
-    done = f"{folder}: a {run.task} run ({run.status}), {len(steps)} whole checkpoints"
-    out.result(value, done if not problems else "")
-    if problems:
-        raise CheckpointError(
-            f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the run {folder}",
-            details=problems[:SHOWN],
-            try_=f"xvlm {'pretrain' if run.task == 'pretrain' else 'finetune'} --resume {folder}  "
-            "(goes on from the newest whole checkpoint)",
-        )
-
-
-def _model(folder: Path, out: Output) -> None:
-    from xvlm_core.train import checkpoint
-    from xvlm_core.weights.folder import load_model_folder
-
-    checked = (folder / checkpoint.MANIFEST).is_file()
-    if checked:
-        checkpoint.verify(folder)
-    loaded = load_model_folder(folder)
-    n_parameters = sum(p.numel() for p in loaded.model.parameters())
-    out.result(
-        {
-            "kind": "model",
-            "path": folder,
-            "task": loaded.info.task,
-            "about": loaded.info.about,
-            "size": loaded.info.config.size,
-            "parameters": n_parameters,
-            "checksums": checked,
-        },
-        [
-            f"{folder}: {loaded.info.about or loaded.info.task}, {n_parameters:,} parameters",
-            "checksums hold" if checked else "no checksums beside it; it loads",
-        ],
-    )
 
 
 def _recipe(name: str, out: Output) -> None:

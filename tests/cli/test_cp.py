@@ -15,12 +15,16 @@ FILES = ["MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json"]
 
 def test_a_run_becomes_a_plain_model_folder(xvlm: Run, pretrained: Path, tmp_path: Path) -> None:
     document = xvlm("cp", pretrained, "out", "--json").document()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted([*FILES, "provenance.json"])
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
     source = pretrained / "checkpoints" / "step-00000002" / "model.safetensors"
     assert weights == source.read_bytes()
     assert document["result"]["files"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
-    assert xvlm("validate", "out").code == 0
+    checked = xvlm("validate", "out", "--json").document()["result"]
+    assert checked["checksums"]
+    assert checked["provenance"]["step"] == 2
+    assert checked["provenance"]["scores"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

@@ -156,6 +156,114 @@ def test_a_run_and_a_damaged_checkpoint_in_it(xvlm: Run, pretrained: Path, tmp_p
     assert "model.safetensors" in xvlm("validate", checkpoint).refusal(5)
 
 
+def test_a_checkpoint_says_what_it_is_and_who_made_it(
+    xvlm: Run, pretrained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pretrained, tmp_path / "run")
+    checkpoint = Path("run/checkpoints/step-00000002")
+    result = xvlm("validate", checkpoint, "--json").document()["result"]
+    made = result["provenance"]
+    manifest = json.loads((tmp_path / "run" / "run.json").read_bytes())
+    assert (made["run"], made["step"], made["task"]) == ("pretrain-world", 2, "pretrain") or (
+        made["run"] == "run"  # a run of an older version, told by its folder
+    )
+    assert made["command"] == manifest["command"]
+    assert made["stores"] == manifest["stores"] != {}
+    assert made["recipe"]["schedule"]["max_steps"] == 2
+    (score,) = [s for name, s in made["scores"].items() if name == "accuracy@0.5"]
+    assert score["n"] > 0
+    assert result["checksums"]
+    assert result["resume"] == {"command": None, "why_not": "the run is finished"}
+    text = xvlm("validate", checkpoint).out
+    for said in ("checksums hold", "data          world, fingerprint", "accuracy@0.5", "step 2"):
+        assert said in text, text
+    run = xvlm("validate", "run", "--json").document()["result"]
+    assert run["best"]["step"] == 2
+    assert run["provenance"]["stores"] == made["stores"]
+
+
+def status(run: Path, status: str) -> None:
+    content = json.loads((run / "run.json").read_bytes())
+    (run / "run.json").write_text(json.dumps({**content, "status": status}))
+
+
+def test_whether_a_run_can_go_on_is_said(xvlm: Run, pretrained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(pretrained, tmp_path / "run"))
+    status(run, "interrupted")
+    checkpoint = run / "checkpoints" / "step-00000002"
+
+    def resume(place: Path) -> dict[str, str | None]:
+        found: dict[str, str | None] = xvlm("validate", place, "--json").document()["result"][
+            "resume"
+        ]
+        return found
+
+    for place in (run, checkpoint):
+        assert resume(place) == {"command": f"xvlm pretrain --resume {run}", "why_not": None}
+    xvlm("cp", run, "copy")
+    assert "no run is around it" in str(resume(tmp_path / "copy")["why_not"])
+
+    newer = run / "checkpoints" / "step-00000003"
+    shutil.copytree(checkpoint, newer)
+    assert "the newest one, step-00000003" in str(resume(checkpoint)["why_not"])
+    shutil.rmtree(newer)
+
+    content = json.loads((run / "run.json").read_bytes())
+    stores = dict.fromkeys(content["stores"], "other")
+    (run / "run.json").write_text(json.dumps({**content, "stores": stores}))
+    assert "other data" in str(resume(checkpoint)["why_not"])
+    (run / "run.json").write_text(json.dumps(content))
+
+    with (run / "recipe.yaml").open("a") as file:
+        file.write("# by hand\n")
+    assert "was changed" in str(resume(checkpoint)["why_not"])
+    error = xvlm("validate", run).refusal(5)
+    assert "recipe.yaml was changed" in error
+    assert "init.checkpoint=" in error
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "provenance.json"])
+def test_a_folder_edited_by_hand_is_found(
+    xvlm: Run, pretrained: Path, tmp_path: Path, name: str
+) -> None:
+    xvlm("cp", pretrained, "copy")
+    path = tmp_path / "copy" / name
+    path.write_bytes(path.read_bytes() + b" ")
+    error = xvlm("validate", "copy").refusal(5)
+    assert f"model copy is damaged: {name}" in error
+    assert "--resume" not in error  # a copy cannot be resumed
+    assert "xvlm cp" in error
+
+
+def test_files_of_weights(xvlm: Run, model: Path, tmp_path: Path) -> None:
+    import torch
+
+    from xvlm_core.models.sizes import tiny
+    from xvlm_core.models.xvlm import XVLM
+    from xvlm_core.weights.official import to_official
+
+    shape = tiny()
+    vision = {"kind": "swin", "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
+    shape = shape.model_copy(
+        update={
+            "vision": shape.vision.model_copy(update={**vision, "sine_positions": False}),
+            "text": shape.text.model_copy(update={"norm_first": False}),
+        }
+    )
+    official = to_official(XVLM(shape).state_dict(), shape)
+    torch.save({"model": official}, tmp_path / "released.th")
+    result = xvlm("validate", "released.th", "--json").document()["result"]
+    assert (result["kind"], result["task"]) == ("released", "pretrain")
+    assert result["tensors"] == len(official)
+    assert result["parameters"] == sum(value.numel() for value in official.values())
+    assert "an official pre-training model" in xvlm("validate", "released.th").out
+
+    result = xvlm("validate", model / "model.safetensors", "--json").document()["result"]
+    assert (result["kind"], result["task"]) == ("weights", None)
+    (tmp_path / "cut.th").write_bytes((tmp_path / "released.th").read_bytes()[:-100])
+    assert "damaged" in xvlm("validate", "cut.th").refusal(5)
+
+
 def test_recipes_by_name_and_file(xvlm: Run, tmp_path: Path) -> None:
     assert xvlm("validate", "refcoco+").code == 0
     (tmp_path / "own.yaml").write_text("task: pretrain\nfoo: 1\n")

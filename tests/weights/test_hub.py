@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from tests.weights.fake_hub import Hub, serving
+from tests.weights.fake_hub import Hub, serving, use
 from tests.weights.test_folder import written
 from xvlm_core.errors import CheckpointError, OutputError, UsageError
 from xvlm_core.weights.folder import load_model_folder
@@ -22,11 +24,7 @@ MODEL = HubId("owner/shapes")
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", running.token)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        use(running, monkeypatch, tmp_path / "cache")
         yield running
 
 
@@ -144,6 +142,22 @@ def test_a_fetch_that_was_cut_off_is_not_taken_for_whole(hub: Hub, files: dict[s
     with pytest.raises(CheckpointError, match="nothing is fetched"):
         fetch(MODEL, download=False)
     assert (fetch(MODEL, download=True).folder / "model.safetensors").is_file()
+
+
+def test_a_file_that_is_not_that_of_the_manifest_is_noticed(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    listed = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    }
+    manifest = json.dumps({"schema": 1, "files": listed}).encode()
+    repo = hub.add(MODEL.repo, {**files, "MANIFEST.json": manifest})
+    fetch(MODEL, download=True)
+    edited = files["config.json"].replace(b"shapes", b"tables")
+    repo.commits.append({**repo.commits[-1], "config.json": edited})
+    with pytest.raises(CheckpointError, match=r"was changed: .*config\.json"):
+        fetch(MODEL, download=True)
 
 
 @pytest.mark.parametrize(

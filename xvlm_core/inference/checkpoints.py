@@ -14,6 +14,7 @@ from pathlib import Path
 from xvlm_core.errors import CheckpointError
 from xvlm_core.train import checkpoint as run_checkpoints
 from xvlm_core.train import runs
+from xvlm_core.weights import hub
 from xvlm_core.weights.folder import CONFIG, TOKENIZER, WEIGHTS, ModelInfo, read_info
 
 BUILTIN = "builtin"
@@ -48,6 +49,8 @@ def find_checkpoint(
     task: str,
     environ: Mapping[str, str],
     runs_root: Path | None = None,
+    *,
+    download: bool = False,
 ) -> FoundModel:
     """Find the model for a task.
 
@@ -57,20 +60,28 @@ def find_checkpoint(
 
     Args:
         explicit: a model folder, a run (its folder, or its name under ``runs_root``; its best
-            checkpoint is taken), or the word ``builtin``; None: not given.
+            checkpoint is taken), the word ``builtin``, or a model on the hub
+            (``owner/name[@revision]``); None: not given.
         task: what the model is for.
         environ: the environment variables.
         runs_root: where runs are kept; None: ``XVLM_RUNS``, else ``./runs``.
+        download: fetch a model from the hub if it is not here, as ``XVLM_DOWNLOAD=1`` allows too.
 
     Raises:
         CheckpointError: the model named is not there, damaged, or of another task; or there is
             no model at all.
     """
     root = runs_root if runs_root is not None else Path(environ.get("XVLM_RUNS") or "runs")
-    if explicit is not None:
-        return _named(str(explicit), "--checkpoint", task, root)
-    if environ.get("XVLM_CHECKPOINT"):
-        return _named(environ["XVLM_CHECKPOINT"], "XVLM_CHECKPOINT", task, root)
+    name, named_by = explicit, "--checkpoint"
+    if name is None:
+        name, named_by = environ.get("XVLM_CHECKPOINT") or None, "XVLM_CHECKPOINT"
+    if name is not None:
+        hub_id = _hub_id(str(name), root)
+        if hub_id is None:
+            return _named(str(name), named_by, task, root)
+        fetched = hub.fetch(hub_id, download=hub.may_download(download, environ))
+        _check(fetched.folder, task)
+        return FoundModel(fetched.folder, f"The model {fetched.said} answers ({named_by}).")
     for fitting in _FITTING.get(task, (task,)):
         found = _newest(root, fitting, task)
         if found is not None:
@@ -147,6 +158,13 @@ def _named(name: str, named_by: str, task: str, root: Path) -> FoundModel:
         origin = f"The model in {path} answers ({named_by})."
     _check(folder, task)
     return FoundModel(folder, origin)
+
+
+def _hub_id(name: str, root: Path) -> hub.HubId | None:
+    """The hub's model that a name stands for; None: something of this machine."""
+    if Path(name).expanduser().exists() or (root / name).is_dir():
+        return None
+    return hub.parse(name)
 
 
 def _existing(name: str, named_by: str, root: Path) -> Path | None:

@@ -230,10 +230,16 @@ def _sha256(path: Path) -> str:
 
 
 def _damaged(folder: Path, path: Path, how: str) -> CheckpointError:
+    is_of_run = _NAME.fullmatch(folder.name) and (folder.parent.parent / "run.json").is_file()
+    kind = "checkpoint" if _NAME.fullmatch(folder.name) else "model"
     return CheckpointError(
-        f"checkpoint {folder.name} is damaged: {path.relative_to(folder)} {how}",
+        f"{kind} {folder.name} is damaged: {path.relative_to(folder)} {how}",
         where=str(path),
-        try_="--resume continues from the newest whole checkpoint of the run",
+        try_=(
+            "--resume continues from the newest whole checkpoint of the run"
+            if is_of_run
+            else "copy it again from where it came (xvlm cp), or use another model (xvlm ls runs)"
+        ),
     )
 
 

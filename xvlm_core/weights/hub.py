@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import CheckpointError, MissingToolError, OutputError, UsageError, XvlmError
-from xvlm_core.train.checkpoint import MANIFEST
+from xvlm_core.train.checkpoint import MANIFEST, verify
 from xvlm_core.weights.folder import CONFIG, TOKENIZER, WEIGHTS
 
 PREFIX = "hub:"
@@ -101,7 +101,8 @@ def fetch(hub_id: HubId, *, download: bool, ask: str = "--download") -> Fetched:
 
     Raises:
         CheckpointError: not in the cache and not to be fetched; no such model or revision; no
-            right to it; the hub cannot be reached; or it is no model folder of xvlm.
+            right to it; the hub cannot be reached; it is no model folder of xvlm; or its files
+            are not those of its manifest.
         MissingToolError: ``huggingface_hub`` is not installed.
     """
     hub = _library()
@@ -128,6 +129,15 @@ def fetch(hub_id: HubId, *, download: bool, ask: str = "--download") -> Fetched:
             where=str(folder),
             try_="name a model that xvlm cp RUN hub:owner/name has made",
         )
+    if (folder / MANIFEST).is_file():
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{hub_id} from the hub was changed: {error.what}",
+                where=str(folder),
+                try_=f"delete that folder and fetch it again ({ask}), or {hub_id.repo}@REVISION",
+            ) from error
     return Fetched(folder, hub_id, folder.name)
 
 
@@ -206,7 +216,8 @@ def _files_of(api: Any, hub_id: HubId) -> list[str] | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return list(api.list_repo_files(hub_id.repo))
+        # not list_repo_files: out of reach of the hub that one tries again for half a minute
+        return [file.rfilename for file in api.model_info(hub_id.repo).siblings or ()]
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PROVENANCE = "provenance.json"
 START = "started_from.json"
 SCHEMA_VERSION = 1
+_STEP = re.compile(r"step-\d{8,}")
 
 
 class ProvenanceWarning(UserWarning):
@@ -178,7 +180,7 @@ def of_model(folder: Path) -> Provenance | None:
     run_folder = run_of(folder)
     if run_folder is None:
         return found
-    run, step = runs.read(run_folder), step_of(folder)
+    run, step = runs.read(run_folder), step_of(folder.absolute())
     if found is None:
         return of_run(run, step, scores_at(run, step)).model_copy(update={"saved": ""})
     if not found.scores:
@@ -190,12 +192,10 @@ def of_model(folder: Path) -> Provenance | None:
 def run_of(folder: Path) -> Path | None:
     """The run whose checkpoint a folder is, or None."""
     folder = folder.absolute()
-    try:
-        step_of(folder)
-    except AssertionError:
-        return None
     run = folder.parent.parent
-    return run if folder.parent.name == "checkpoints" and (run / "run.json").is_file() else None
+    if not _STEP.fullmatch(folder.name) or folder.parent.name != "checkpoints":
+        return None
+    return run if (run / "run.json").is_file() else None
 
 
 def scores_at(run: RunInfo, step: int) -> dict[str, Any]:
