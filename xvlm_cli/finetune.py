@@ -9,8 +9,14 @@ import typer
 from xvlm_cli import output as outputs
 from xvlm_cli.options import (
     DryRunOption,
+    EngineOption,
+    GpusOption,
     JsonOption,
+    MasterOption,
+    NodeRankOption,
+    NodesOption,
     OverwriteOption,
+    PrintSlurmOption,
     QuietOption,
     complete_finetune,
 )
@@ -42,6 +48,7 @@ Init = Annotated[
 
 
 def finetune(
+    context: typer.Context,
     task: Task = None,
     words: Words = None,
     init: Init = None,
@@ -52,6 +59,12 @@ def finetune(
     overwrite: OverwriteOption = False,
     seed: Seed = None,
     device: Device = None,
+    engine: EngineOption = None,
+    gpus: GpusOption = None,
+    nodes: NodesOption = None,
+    node_rank: NodeRankOption = None,
+    master: MasterOption = None,
+    print_slurm: PrintSlurmOption = False,
     dry_run: DryRunOption = False,
     json_document: JsonOption = False,
     quiet: QuietOption = False,
@@ -64,6 +77,7 @@ def finetune(
     from pathlib import Path
 
     from xvlm_cli import training
+    from xvlm_cli.launching import Launch, launch
     from xvlm_core.config.recipes import recipe_names
     from xvlm_core.errors import UsageError
 
@@ -76,7 +90,7 @@ def finetune(
         raise UsageError(
             f"which task? there are {', '.join(names)}", try_=f"xvlm finetune {names[0]}"
         )
-    flags = flags_of(max_steps, max_seconds, seed, device)
+    flags = flags_of(max_steps, max_seconds, seed, device, engine)
     if init is not None:
         flags["init.checkpoint"] = init
     overrides, folder = training.split_words(given, resume=resume, output=output)
@@ -91,4 +105,4 @@ def finetune(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    training.train(request, out)
+    launch(request, Launch(gpus, nodes, node_rank, master, print_slurm), context, out)

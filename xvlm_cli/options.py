@@ -25,6 +25,25 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the output if it is there already.")
 ]
 
+GpusOption = Annotated[
+    int | None,
+    typer.Option("--gpus", min=1, help="Processes on this machine, one a GPU (default: one)."),
+]
+NodesOption = Annotated[
+    int | None, typer.Option("--nodes", min=1, help="Machines; the same command on each.")
+]
+NodeRankOption = Annotated[
+    int | None, typer.Option("--node-rank", min=0, help="Number of this machine, from 0.")
+]
+MasterOption = Annotated[
+    str | None,
+    typer.Option("--master", metavar="HOST:PORT", help="A free port of machine 0; all meet there."),
+]
+EngineOption = Annotated[str | None, typer.Option("--engine", help="torch or deepspeed.")]
+PrintSlurmOption = Annotated[
+    bool, typer.Option("--print-slurm", help="Print a batch script for SLURM; do nothing.")
+]
+
 
 def runs_root() -> Path:
     """The folder of runs: ``XVLM_RUNS``, or ``runs`` here."""

@@ -10,8 +10,14 @@ import typer
 from xvlm_cli import output as outputs
 from xvlm_cli.options import (
     DryRunOption,
+    EngineOption,
+    GpusOption,
     JsonOption,
+    MasterOption,
+    NodeRankOption,
+    NodesOption,
     OverwriteOption,
+    PrintSlurmOption,
     QuietOption,
     complete_pretrain,
 )
@@ -47,7 +53,11 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.
 
 
 def flags_of(
-    max_steps: int | None, max_seconds: float | None, seed: int | None, device: str | None
+    max_steps: int | None,
+    max_seconds: float | None,
+    seed: int | None,
+    device: str | None,
+    engine: str | None,
 ) -> dict[str, Any]:
     """The flags that were given, by recipe key."""
     flags = {
@@ -55,11 +65,13 @@ def flags_of(
         "schedule.max_seconds": max_seconds,
         "seed": seed,
         "train.device": device,
+        "train.engine": engine,
     }
     return {key: value for key, value in flags.items() if value is not None}
 
 
 def pretrain(
+    context: typer.Context,
     words: Words = None,
     recipe: Recipe = None,
     max_steps: MaxSteps = None,
@@ -69,6 +81,12 @@ def pretrain(
     overwrite: OverwriteOption = False,
     seed: Seed = None,
     device: Device = None,
+    engine: EngineOption = None,
+    gpus: GpusOption = None,
+    nodes: NodesOption = None,
+    node_rank: NodeRankOption = None,
+    master: MasterOption = None,
+    print_slurm: PrintSlurmOption = False,
     dry_run: DryRunOption = False,
     json_document: JsonOption = False,
     quiet: QuietOption = False,
@@ -80,12 +98,15 @@ def pretrain(
     xvlm pretrain --recipe 16m --max-steps 20 model.size=tiny init.vision=null init.text=null
     data.images.batch_size=16 data.regions.max_images=8 train.micro_batches=1
 
+    xvlm pretrain --recipe 16m --gpus 8
+
     Any value of the recipe can be given as KEY=VALUE, or in the environment: XVLM_OPTIM__LR=3.0e-5
     is optim.lr=3.0e-5. KEY=VALUE wins over options, these over the environment, that over the
     recipe.
     """
     out = outputs.begin("pretrain", json_document=json_document, quiet=quiet)
     from xvlm_cli import training
+    from xvlm_cli.launching import Launch, launch
     from xvlm_core.config.recipes import recipe_names
     from xvlm_core.errors import UsageError
 
@@ -100,10 +121,10 @@ def pretrain(
         kind="pretrain",
         recipe=recipe,
         words=overrides,
-        flags=flags_of(max_steps, max_seconds, seed, device),
+        flags=flags_of(max_steps, max_seconds, seed, device, engine),
         output=folder,
         resume=resume,
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    training.train(request, out)
+    launch(request, Launch(gpus, nodes, node_rank, master, print_slurm), context, out)

@@ -24,6 +24,7 @@ from xvlm_core.errors import (
 from xvlm_core.tasks.registry import fingerprints, require_stores
 from xvlm_core.train import runs
 from xvlm_core.train.files import remove_tree
+from xvlm_core.train.launch import ALONE, Place
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Request:
     resume: bool
     overwrite: bool
     dry_run: bool
+    place: Place = ALONE
 
 
 def train(request: Request, out: Output) -> None:
