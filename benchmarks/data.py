@@ -195,7 +195,7 @@ def measure_loading(store: Any, files: Sequence[Path], size: Size) -> Iterator[M
             _plain(files, side, size),
             feed_from(Steps(store, side, size, kind), 1, WORKERS),
         )
-        made = (batch for batches in feed for batch in batches)
+        made = (batch for parts in feed for batches in parts for batch in batches)
         ours = ((batch.to("cpu") if normalise else batch).pictures_ICHW for batch in made)
         try:
             for pictures, floats in ((next(plain), True), (next(ours), normalise)):

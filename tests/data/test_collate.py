@@ -10,10 +10,11 @@ import torch
 
 from tests.data.painted import GRID, SIDE, TOKENIZER, maker, painted_record
 from xvlm_core.data.augment import CLIP_MEAN, CLIP_STD
-from xvlm_core.data.collate import excluded_pairs, grounding_batch, pretrain_batch
+from xvlm_core.data.collate import grounding_batch, meaning_keys, pretrain_batch
 from xvlm_core.data.dropped import BadSample, BadSamples, Dropped
 from xvlm_core.data.masking import MaskedText
 from xvlm_core.data.samples import BoxXYXY, Sample, SampleText
+from xvlm_core.objectives.contrastive import excluded_pairs
 
 PICTURE = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -117,13 +118,23 @@ def test_pairs_of_equal_words_or_equal_concept_are_no_negatives_and_no_others() 
     pictures = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     records = ["x", "x", "x", "x", "y", "y", "y", "y", "x", "x"]
     expected = {(0, 1), (2, 3), (2, 5), (6, 7), (0, 8), (1, 8), (8, 9)}
-    found = excluded_pairs(texts, pictures, records, compat_official=False)
+    found = excluded_pairs(meaning_keys(texts, pictures, records))
     assert torch.equal(found, found.T)
     assert found.diagonal().all()
     pairs = {(a, b) for a, b in itertools.combinations(range(len(texts)), 2) if found[a, b]}
     assert pairs == expected
-    official = excluded_pairs(texts, pictures, records, compat_official=True)
-    assert torch.equal(official, torch.eye(len(texts), dtype=torch.bool))
+
+
+def test_keys_hold_across_the_parts_of_an_update() -> None:
+    def keys(part: int) -> torch.Tensor:
+        texts = [text("a ball"), text("red box", [1, 2])]
+        return meaning_keys(texts, [0, 0], ["x", "x"], part=part)
+
+    both = excluded_pairs(torch.cat([keys(0), keys(1)]))
+    pairs = {(a, b) for a, b in itertools.combinations(range(4), 2) if both[a, b]}
+    assert pairs == {(0, 2), (1, 3)}, "the same record and words; other crops of the picture"
+    other = meaning_keys([text("a dog", [1, 2])], [0], ["y"], part=1)
+    assert not excluded_pairs(torch.cat([keys(0), other]))[:2, 2].any()
 
 
 def words_of(ids: torch.Tensor, starts: tuple[int, ...], lengths: tuple[int, ...]) -> list[str]:

@@ -297,7 +297,7 @@ def test_several_stores_are_one_stream(root: Path) -> None:
     store(root, "more", more)
     stores = [Store.open(root / "regions"), Store.open(root / "more")]
     stream = StoreStream(stores, "train", 12, 3, "regions")
-    samples, dropped = stream.samples(1, maker_of(recipe(root)).of_regions)
+    samples, dropped = stream.samples(1, 0, maker_of(recipe(root)).of_regions)
     assert len({sample.record_id for sample in samples}) == 12
     assert not dropped.reasons
 

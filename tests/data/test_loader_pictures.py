@@ -18,7 +18,7 @@ class One:
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
 
-    def batches(self, step: int) -> tuple[PretrainBatch, ...]:
+    def batches(self, step: int, part: int = 0) -> tuple[PretrainBatch, ...]:
         return (pretrain_batch(self.samples),)
 
 
@@ -29,7 +29,7 @@ def test_pictures_of_loader_processes_are_those_made_here_to_the_bit(tmp_path: P
     assert here.dtype == torch.float32
     feed = feed_from(One(samples), 1, workers=1)  # type: ignore[arg-type]
     try:
-        (batch,) = next(feed)
+        ((batch,),) = next(feed)
     finally:
         feed.close()
     assert isinstance(batch, PretrainBatch)

@@ -146,33 +146,34 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
 
 
 class Ids:
-    """A feed whose batches are the ids of the records of one rank."""
+    """A feed whose batches are the ids of the records of a part."""
 
     steps_per_epoch = 1
 
-    def __init__(self, stores: list[Store], world_size: int, rank: int) -> None:
-        self.stores, self.rank = stores, rank
+    def __init__(self, stores: list[Store], parts: int) -> None:
+        self.stores = stores
         self.stream = Stream(
             [store.numbers("train") for store in stores],
             24,
             7,
             name="images",
-            world_size=world_size,
+            parts=parts,
             block=4,
         )
 
-    def batches(self, step: int) -> tuple[list[str], ...]:
-        places: tuple[Place, ...] = self.stream.places(step, self.rank)
+    def batches(self, step: int, part: int = 0) -> tuple[list[str], ...]:
+        places: tuple[Place, ...] = self.stream.places(step, part)
         return ([self.stores[place.store][place.record].id for place in places],)
 
 
 def ids_of(stores: list[Store], world_size: int, workers: int, steps: int) -> list[Counter[str]]:
     found: list[Counter[str]] = [Counter() for _ in range(steps)]
     for rank in range(world_size):
-        feed = feed_from(Ids(stores, world_size, rank), 1, workers)  # type: ignore[arg-type]
+        own = range(rank, rank + 1)
+        feed = feed_from(Ids(stores, world_size), 1, workers, own)  # type: ignore[arg-type]
         try:
             for step in range(steps):
-                found[step].update(next(feed)[0])  # type: ignore[arg-type]
+                found[step].update(next(feed)[0][0])  # type: ignore[arg-type]
         finally:
             feed.close()
     return found

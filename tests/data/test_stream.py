@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xvlm_core.data import stream as stream_module
 from xvlm_core.data.stream import Place, Stream, coin
-from xvlm_core.errors import ConfigError, DataError
+from xvlm_core.errors import DataError
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(lambda s: sum(s) > 0)
 seeds = st.integers(0, 2**40)
@@ -49,14 +49,14 @@ def test_every_record_comes_exactly_once_in_each_pass(
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, seeds, st.integers(1, 9), st.integers(1, 50))
-def test_a_step_is_the_same_for_every_number_of_ranks(
+def test_a_step_is_the_same_in_every_number_of_parts(
     counts: list[int], seed: int, block: int, step: int
 ) -> None:
     one = Stream(counts, 12, seed, name="s", block=block).places(step)
-    for world_size in (2, 3, 4, 6, 12):
-        ranks = Stream(counts, 12, seed, name="s", block=block, world_size=world_size)
-        shares = [ranks.places(step, rank) for rank in range(world_size)]
-        assert {len(share) for share in shares} == {12 // world_size}
+    for parts in (2, 3, 4, 6, 12):
+        divided = Stream(counts, 12, seed, name="s", block=block, parts=parts)
+        shares = [divided.places(step, part) for part in range(parts)]
+        assert {len(share) for share in shares} == {12 // parts}
         assert tuple(place for share in shares for place in share) == one
 
 
@@ -137,11 +137,9 @@ def test_steps_per_epoch_covers_every_record() -> None:
         assert seen == set(range(n))
 
 
-def test_no_records_and_uneven_ranks_are_errors() -> None:
+def test_no_records_are_an_error() -> None:
     with pytest.raises(DataError, match="'images' has no records"):
         Stream([0, np.array([], dtype=np.int64)], 4, 0, name="images")
-    with pytest.raises(ConfigError, match="batch of 4 cannot be shared evenly by 3"):
-        Stream([9], 4, 0, name="images", world_size=3)
 
 
 def test_a_coin_is_uniform_and_independent() -> None:

@@ -61,7 +61,7 @@ def batch_of(case: Case) -> PretrainBatch:
         mask_BP=io["image_atts"][:, 1:].bool() if regions else None,
         boxes_cxcywh_B4=io["target_bbox"] if regions else torch.zeros(n, 4),
         is_region_B=io["is_image"] == 0 if regions else torch.zeros(n, dtype=torch.bool),
-        excluded_BB=torch.eye(n, dtype=torch.bool),
+        keys_B3=None,
         masked=masked,
         masked_token_M=(starts + io["masked_pos"])[real],
         masked_label_M=io["masked_ids"][real],
@@ -128,10 +128,10 @@ def reproduce(case: Case) -> dict[str, Reproduced]:
     check("itm_logits", out.match_logits_R2)
     at = io["masked_pos"][..., None].expand(-1, -1, masked_hidden.shape[-1])
     check("mlm_logits", model.text.predict_tokens(masked_hidden.gather(1, at)))
-    assert out.similarity_BB is not None
+    assert out.similarity_GG is not None
     assert out.token_logits_MV is not None
     losses = {
-        "loss_itc": contrastive_loss(out.similarity_BB),
+        "loss_itc": contrastive_loss(out.similarity_GG),
         "loss_itm": matching_loss(out.match_logits_R2, out.match_label_R),
         "loss_mlm": masked_lm_loss(out.token_logits_MV, batch.masked_label_M),
     }

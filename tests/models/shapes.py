@@ -61,7 +61,7 @@ def region_batch(
         mask_BP=mask,
         boxes_cxcywh_B4=torch.full((n, 4), 0.4),
         is_region_B=torch.ones(n, dtype=torch.bool),
-        excluded_BB=torch.eye(n, dtype=torch.bool),
+        keys_B3=None,
         masked=masked,
         masked_token_M=torch.tensor(masked.packing.starts) + 1,
         masked_label_M=torch.tensor([text[1] for text in ids]),

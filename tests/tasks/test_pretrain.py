@@ -129,7 +129,7 @@ def test_before_the_cross_encoder_is_needed_there_are_no_hidden_states() -> None
     batch = region_batch([4, 5, 3], [0, 1, 1], 2)
     out = pretrain_forward(model, batch, Wanted(matching=False, masked_lm=False, box=False))
     assert out.hidden is None
-    assert out.similarity_BB is not None
+    assert out.similarity_GG is not None
     nothing = Wanted(contrastive=False, matching=False, masked_lm=False, box=False)
     assert pretrain_forward(model, batch, nothing) == PretrainOutputs()
 
@@ -161,10 +161,9 @@ def test_the_official_contrastive_gradient_is_that_of_one_rank(root: Path) -> No
 def test_the_official_contrastive_loss_takes_every_other_text_as_a_negative(root: Path) -> None:
     task, model = built(root)
     released, _ = built(root, compat="official")
-    batch = dataclasses.replace(
-        batches(task)[0], excluded_BB=torch.ones_like(batches(task)[0].excluded_BB)
-    )
+    batch = dataclasses.replace(batches(task)[0], keys_B3=torch.ones_like(batches(task)[0].keys_B3))
     ours = task.losses(model, batch, moment()).parts["contrastive"]
+    batch = dataclasses.replace(batch, keys_B3=None)  # as an official batch is made
     theirs = released.losses(model, batch, moment()).parts["contrastive"]
     assert ours.item() == 0
     assert theirs.item() > 0.1
@@ -178,7 +177,7 @@ def test_one_text_or_only_excluded_pairs_leave_the_negatives_out_and_count_them(
         region_batch([4], [0], 1, side=64), mask_BP=torch.ones(1, 16, dtype=torch.bool)
     )
     region, _ = batches(task)
-    excluded = dataclasses.replace(region, excluded_BB=torch.ones_like(region.excluded_BB))
+    excluded = dataclasses.replace(region, keys_B3=torch.ones_like(region.keys_B3))
     vocabulary = model.config.text.vocab_size
     one = dataclasses.replace(
         one,
@@ -238,10 +237,10 @@ def test_similarities_are_float32_in_bfloat16_runs(monkeypatch: pytest.MonkeyPat
     wanted = Wanted(matching=False, masked_lm=False, box=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = pretrain_forward(model, batch, wanted)
-    assert out.similarity_BB is not None
-    assert out.similarity_BB.dtype == torch.float32
+    assert out.similarity_GG is not None
+    assert out.similarity_GG.dtype == torch.float32
     exact = concept.double() @ text.double().T / model.temp.double()
-    assert torch.allclose(out.similarity_BB.double(), exact, atol=1e-5)
+    assert torch.allclose(out.similarity_GG.double(), exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("compat", ["none", "official"])

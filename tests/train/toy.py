@@ -49,7 +49,7 @@ class ToyFeed:
     broken_at: int | None = None
     worker_dies_at: int | None = None
 
-    def batches(self, step: int) -> Sequence[ToyBatch]:
+    def batches(self, step: int, part: int = 0) -> Sequence[ToyBatch]:
         if step == self.broken_at:
             raise DataError("picture 7.jpg cannot be read", where="record 7", try_="xvlm validate")
         if step == self.worker_dies_at:
@@ -94,7 +94,7 @@ class ToyTask:
     not_finite_gradient_at: int | None = None
     model: ToyModel | None = None
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, *, first_weights: bool = True) -> nn.Module:
         self.model = ToyModel()
         return self.model
 
@@ -127,7 +127,15 @@ class ToyTask:
             parts["root"] = zero.sqrt()  # the value is 0, its gradient is not finite
         return Losses(parts, {"second": 0.5}, counts={"seen": len(batch.inputs)})
 
-    def validation(self) -> Iterator[ToyBatch]:
+    def sizes(self, batch: ToyBatch, moment: Moment) -> dict[str, float | None]:
+        names = ["square", *["second"] * batch.second, *["late"] * (moment.progress >= 0.5)]
+        names += ["root"] * (moment.step == self.not_finite_gradient_at)
+        return {name: float(len(batch.inputs)) for name in names}
+
+    def tables(self, model: nn.Module, batch: ToyBatch, moment: Moment) -> dict[str, Tensor]:
+        return {}
+
+    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[ToyBatch]:
         if not self.with_validation:
             return
         generator = torch.Generator().manual_seed(0)

@@ -17,6 +17,7 @@ from xvlm_core.data.augment import CLIP_MEAN, CLIP_STD
 from xvlm_core.data.dropped import BadSamples
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
+from xvlm_core.objectives.contrastive import excluded_pairs
 
 BatchT = TypeVar("BatchT", bound="TextPictureBatch")
 
@@ -87,8 +88,8 @@ class PretrainBatch(TextPictureBatch):
         mask_BP: patches that each text is about, bool; None when every text is about the whole
             picture.
         is_region_B: True where the text names a part (it has box losses).
-        excluded_BB: bool, text c fits the concept of text b although c != b is another sample:
-            never a negative of it (same picture and patches, or the same text).
+        keys_B3: texts that share the number of a column (not 0) fit each other's concepts: they
+            are no negatives (same words; same patches; same whole picture). None: all are.
         masked: the texts with masked tokens.
         masked_token_M: packed index in ``masked`` of each token to predict.
         masked_label_M: the tokens that stood there.
@@ -98,12 +99,20 @@ class PretrainBatch(TextPictureBatch):
 
     mask_BP: Tensor | None
     is_region_B: Tensor
-    excluded_BB: Tensor
+    keys_B3: Tensor | None
     masked: PackedTexts
     masked_token_M: Tensor
     masked_label_M: Tensor
     absent: PackedTexts | None = None
     picture_of_absent_A: Tensor | None = None
+
+    @property
+    def excluded_BB(self) -> Tensor:
+        """Text c fits the concept of text b: never a negative of it. With the diagonal."""
+        if self.keys_B3 is not None:
+            return excluded_pairs(self.keys_B3)
+        n = self.texts.packing.n_texts
+        return torch.eye(n, dtype=torch.bool, device=self.picture_of_text_B.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -37,46 +37,44 @@ def fraction_cxcywh(box_xyxy_px: BoxXYXY, side: int) -> tuple[float, float, floa
     return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
 
 
-def excluded_pairs(
+def meaning_keys(
     texts: Sequence[SampleText],
     picture_of_text: Sequence[int],
     record_of_text: Sequence[str],
     *,
-    compat_official: bool,
+    part: int = 0,
 ) -> Tensor:
-    """Pairs that are no negatives, ``(B, B)`` bool, the diagonal included.
+    """What makes two texts fit each other's concepts, as numbers, ``(B, 3)`` int64.
 
-    Ours: the same words, or the same patches of the same picture (a box over all patches is the
-    whole picture). Official: the diagonal only.
+    Texts that share the number of a column, if it is not 0, are no negatives of each other: the
+    same words; the same patches of the same picture (a box over all patches is the whole picture);
+    the whole of the same record, whatever the crop. Numbers can be compared between the parts of
+    an update, also those of other processes.
 
     Args:
         texts: B texts.
         picture_of_text: number of the picture of each; one picture in two crops has two numbers.
-        record_of_text: the record of each: texts about the whole of one record fit each other
-            whatever the crop.
-        compat_official: see above.
+        record_of_text: the record of each.
+        part: that the texts are in: numbers of pictures count from 0 in each.
     """
-    n = len(texts)
-    excluded = np.eye(n, dtype=bool)
-    if not compat_official:
-        words = [text.words for text in texts]
-        concept = [
-            (picture, b"" if text.mask_P is None or text.mask_P.all() else text.mask_P.tobytes())
-            for text, picture in zip(texts, picture_of_text, strict=True)
-        ]
-        for keys in (words, concept):
-            excluded |= _equal(keys)
-        caption = np.array([text.mask_P is None for text in texts])
-        excluded |= _equal(record_of_text) & caption[:, None] & caption[None, :]
-    return torch.from_numpy(excluded)
+    rows = []
+    for text, picture, record in zip(texts, picture_of_text, record_of_text, strict=True):
+        whole = text.mask_P is None or text.mask_P.all()
+        patches = b"" if whole or text.mask_P is None else text.mask_P.tobytes()
+        rows.append(
+            (
+                _number("words", text.words),
+                _number("patches", part, picture, patches),
+                _number("record", record) if text.mask_P is None else 0,
+            )
+        )
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
 
 
-def _equal(keys: Sequence[object]) -> NDArray[np.bool_]:
-    """Which keys are equal, ``(B, B)``."""
-    numbers: dict[object, int] = {}
-    group = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-    equal: NDArray[np.bool_] = group[:, None] == group[None, :]
-    return equal
+def _number(*parts: object) -> int:
+    """63 bits, the same in every process."""
+    digest = hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def pretrain_batch(
@@ -86,6 +84,7 @@ def pretrain_batch(
     always: int = 0,
     rng: np.random.Generator | None = None,
     dropped: Dropped | None = None,
+    part: int = 0,
     compat_official: bool = False,
 ) -> PretrainBatch:
     """One batch of pictures with texts of every grain.
@@ -98,7 +97,8 @@ def pretrain_batch(
             (captions of a joint batch).
         rng: for that draw; needed where ``batch_texts`` is given.
         dropped: samples left out so far.
-        compat_official: see above and :func:`excluded_pairs`.
+        part: number of the batch among the parts of its update.
+        compat_official: see above; and every other text is a negative, whatever it says.
     """
     pairs = [(i, text) for i, sample in enumerate(samples) for text in sample.texts]
     if batch_texts is not None:
@@ -115,6 +115,10 @@ def pretrain_batch(
         if text.masked is not None:
             token += [masked.packing.starts[b] + at for at in text.masked.positions]
             label += list(text.masked.labels)
+    keys_B3 = None
+    if not compat_official:
+        records = [samples[i].record_id for i in picture_of_text]
+        keys_B3 = meaning_keys(texts, picture_of_text, records, part=part)
     absent = [(i, text) for i, sample in enumerate(samples) for text in sample.absent]
     return PretrainBatch(
         pictures_ICHW=pictures_of(samples),
@@ -129,12 +133,7 @@ def pretrain_batch(
         ),
         others=_others(texts, side),
         is_region_B=torch.tensor([t.box_xyxy_px is not None for t in texts]),
-        excluded_BB=excluded_pairs(
-            texts,
-            picture_of_text,
-            [samples[i].record_id for i in picture_of_text],
-            compat_official=compat_official,
-        ),
+        keys_B3=keys_B3,
         masked=masked,
         masked_token_M=torch.tensor(token, dtype=torch.int64),
         masked_label_M=torch.tensor(label, dtype=torch.int64),

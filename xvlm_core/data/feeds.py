@@ -22,7 +22,7 @@ from xvlm_core.data.records import Record
 from xvlm_core.data.samples import SIZE_MISMATCH, Sample, SampleMaker, SampleProblem
 from xvlm_core.data.store import Store
 from xvlm_core.data.stream import Stream, coin
-from xvlm_core.errors import DataError
+from xvlm_core.errors import ConfigError, DataError
 
 Make = Callable[[Record, Path | bytes, int], Sample]
 
@@ -33,12 +33,26 @@ _MOST_EMPTY_STEPS = 16
 class StoreStream:
     """A stream over the training split of some stores, as samples.
 
+    Args:
+        stores: where the records are.
+        split: which of them.
+        batch_size: records a step, over all parts.
+        seed: of the run.
+        name: of the stream.
+        parts: equal parts that a step is divided into.
+
     Raises:
         DataError: none of the stores has a record of the split.
     """
 
     def __init__(
-        self, stores: Sequence[Store], split: str, batch_size: int, seed: int, name: str
+        self,
+        stores: Sequence[Store],
+        split: str,
+        batch_size: int,
+        seed: int,
+        name: str,
+        parts: int = 1,
     ) -> None:
         self.stores = tuple(stores)
         indices = [store.numbers(split) for store in stores]
@@ -50,18 +64,19 @@ class StoreStream:
                 where=f"data.{name}.stores",
                 try_="data.train_split=...  (xvlm ls stores shows the splits that are there)",
             )
-        self.stream = Stream(indices, batch_size, seed, name=name)
+        self.stream = Stream(indices, batch_size, seed, name=name, parts=parts)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps that make one pass."""
         return self.stream.steps_per_epoch
 
-    def samples(self, step: int, make: Make) -> tuple[list[Sample], Dropped]:
-        """The samples of a step, and those left out.
+    def samples(self, step: int, part: int, make: Make) -> tuple[list[Sample], Dropped]:
+        """The samples of a part of a step, and those left out.
 
-        Where a step has no usable sample at all, those of the steps after it serve: in a long run
-        over data with some bad records that happens, and is no reason to stop.
+        Where it has no usable sample at all, those of the same part of the steps after it serve:
+        in a long run over data with some bad records that happens, and is no reason to stop. So
+        the parts of a step stay parts of one step, on whichever rank they are.
 
         Raises:
             DataError: nothing usable there either.
@@ -70,7 +85,7 @@ class StoreStream:
         bad: list[BadSample] = []
         for later in range(step, step + _MOST_EMPTY_STEPS):
             samples: list[Sample] = []
-            for place in self.stream.places(later):
+            for place in self.stream.places(later, part):
                 store = self.stores[place.store]
                 record = store[place.record]
                 try:
@@ -109,14 +124,17 @@ class PretrainFeed:
         self.recipe = recipe
         self.maker = maker
         self.images = self.regions = None
+        self.parts = parts_of(recipe)
+        split, seed = data.train_split, recipe.seed
         if data.images is not None:
-            self.images = StoreStream(
-                images, data.train_split, data.images.batch_size, recipe.seed, "images"
-            )
+            size = data.images.batch_size
+            self.images = StoreStream(images, split, size, seed, "images", self.parts)
+        self.batch_texts = None
         if data.regions is not None:
-            self.regions = StoreStream(
-                regions, data.train_split, data.regions.max_images, recipe.seed, "regions"
-            )
+            size = data.regions.max_images
+            self.regions = StoreStream(regions, split, size, seed, "regions", self.parts)
+            if data.regions.batch_texts is not None:
+                self.batch_texts = data.regions.batch_texts // self.parts
 
     @property
     def steps_per_epoch(self) -> int:
@@ -125,25 +143,26 @@ class PretrainFeed:
         assert stream is not None
         return _steps_per_epoch(self.recipe, stream)
 
-    def batches(self, step: int) -> tuple[PretrainBatch, ...]:
-        """The updates of step 1, 2, ..."""
+    def batches(self, step: int, part: int = 0) -> tuple[PretrainBatch, ...]:
+        """A part of the updates of step 1, 2, ..."""
         data, compat = self.recipe.data, self.recipe.compat == "official"
         if data.mix == "joint":
             samples: list[Sample] = []
             dropped = Dropped()
             if self.images is not None:
-                samples, dropped = self.images.samples(step, self.maker.of_caption)
+                samples, dropped = self.images.samples(step, part, self.maker.of_caption)
             captions = len(samples)
             if self.regions is not None:
-                some, lost = self.regions.samples(step, self.maker.of_regions)
+                some, lost = self.regions.samples(step, part, self.maker.of_regions)
                 samples += some
                 dropped += lost
             batch = pretrain_batch(
                 samples,
-                batch_texts=None if data.regions is None else data.regions.batch_texts,
+                batch_texts=self.batch_texts,
                 always=captions,
-                rng=self._texts_generator(step),
+                rng=self._texts_generator(step, part),
                 dropped=dropped,
+                part=part,
                 compat_official=compat,
             )
             return (batch,)
@@ -151,22 +170,25 @@ class PretrainFeed:
         if self.regions is not None and data.regions is not None:
             wanted = coin(self.recipe.seed, step, "regions") < data.regions.iter_perc
             if wanted or self.images is None:
-                samples, dropped = self.regions.samples(step, self.maker.of_regions)
+                samples, dropped = self.regions.samples(step, part, self.maker.of_regions)
                 batch = pretrain_batch(
                     samples,
-                    batch_texts=data.regions.batch_texts,
-                    rng=self._texts_generator(step),
+                    batch_texts=self.batch_texts,
+                    rng=self._texts_generator(step, part),
                     dropped=dropped,
+                    part=part,
                     compat_official=compat,
                 )
                 updates.append(_counted(batch))
         if self.images is not None:
-            samples, dropped = self.images.samples(step, self.maker.of_caption)
-            updates.append(pretrain_batch(samples, dropped=dropped, compat_official=compat))
+            samples, dropped = self.images.samples(step, part, self.maker.of_caption)
+            updates.append(
+                pretrain_batch(samples, dropped=dropped, part=part, compat_official=compat)
+            )
         return tuple(updates)
 
-    def _texts_generator(self, step: int) -> np.random.Generator:
-        return augment.generator(self.recipe.seed, step, "batch", "texts")
+    def _texts_generator(self, step: int, part: int) -> np.random.Generator:
+        return augment.generator(self.recipe.seed, step, "batch", f"texts {part}")
 
 
 class GroundingFeed:
@@ -180,7 +202,12 @@ class GroundingFeed:
         # absent phrases serve matching alone
         self.negatives = regions.absent if recipe.losses.matching.weight > 0 else 0
         self.stream = StoreStream(
-            stores, recipe.data.train_split, regions.max_images, recipe.seed, "regions"
+            stores,
+            recipe.data.train_split,
+            regions.max_images,
+            recipe.seed,
+            "regions",
+            parts_of(recipe),
         )
 
     @property
@@ -188,14 +215,41 @@ class GroundingFeed:
         """Steps that make one pass."""
         return _steps_per_epoch(self.recipe, self.stream)
 
-    def batches(self, step: int) -> tuple[GroundingBatch, ...]:
-        """The update of step 1, 2, ..."""
-        samples, dropped = self.stream.samples(step, self._make)
-        rng: np.random.Generator = augment.generator(self.recipe.seed, step, "batch", "negatives")
+    def batches(self, step: int, part: int = 0) -> tuple[GroundingBatch, ...]:
+        """A part of the update of step 1, 2, ..."""
+        samples, dropped = self.stream.samples(step, part, self._make)
+        rng: np.random.Generator = augment.generator(
+            self.recipe.seed, step, "batch", f"negatives {part}"
+        )
         return (grounding_batch(samples, negatives=self.negatives, rng=rng, dropped=dropped),)
 
     def _make(self, record: Record, source: Path | bytes, epoch: int) -> Sample:
         return self.maker.of_regions(record, source, epoch, mask=False, whole_first=True)
+
+
+def parts_of(recipe: Recipe) -> int:
+    """Parts of an update: ``train.micro_batches``, or 1 where it is not settled yet.
+
+    Raises:
+        ConfigError: a batch cannot be divided into so many equal parts; all sizes are named.
+    """
+    parts, data = recipe.train.micro_batches or 1, recipe.data
+    sizes: dict[str, int] = {}
+    if data.images is not None:
+        sizes["data.images.batch_size"] = data.images.batch_size
+    if data.regions is not None:
+        sizes["data.regions.max_images"] = data.regions.max_images
+        sizes["data.regions.batch_texts"] = data.regions.batch_texts or parts
+    uneven = {key: size for key, size in sizes.items() if size % parts}
+    if not uneven:
+        return parts
+    said = ", ".join(f"{key} is {size}" for key, size in uneven.items())
+    raise ConfigError(
+        f"a batch cannot be divided into {parts} equal parts: {said}",
+        where="train.micro_batches",
+        try_=" ".join(f"{key}={max(1, round(n / parts)) * parts}" for key, n in uneven.items())
+        + "  (or another train.micro_batches, or number of processes)",
+    )
 
 
 def _counted(batch: PretrainBatch) -> PretrainBatch:

@@ -1,8 +1,8 @@
 """The order of records as a pure function of (data, seed, step): computed, never remembered.
 
-Resume = set the step. The records of step s are the same set for every number of ranks; each
-record comes exactly once in a pass. Nothing here depends on a random generator of a library, so
-the order is the same on every machine and under every version of NumPy.
+Resume = set the step. The records of step s are the same set for every number of ranks and parts;
+each record comes exactly once in a pass. Nothing here depends on a random generator of a library,
+so the order is the same on every machine and under every version of NumPy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xvlm_core.data.numbers import RecordNumbers
-from xvlm_core.errors import ConfigError, DataError
+from xvlm_core.errors import DataError
 
 WINDOW = 64
 """Blocks that are mixed with one another: a window of 64 blocks of 256 is 16,384 records."""
@@ -61,15 +61,14 @@ class Stream:
     Args:
         indices: for each store, the record numbers to use (or their number n, for 0 to n - 1);
             none is looked at before it is asked for.
-        batch_size: records a step, over all ranks.
+        batch_size: records a step, over all parts.
         seed: of the run.
         name: of the stream: two streams of a run have different orders.
-        world_size: number of ranks; must divide ``batch_size``.
+        parts: equal parts of a step; divides ``batch_size``.
         block: records a block.
 
     Raises:
         DataError: there are no records.
-        ConfigError: ``world_size`` does not divide ``batch_size``.
     """
 
     def __init__(
@@ -79,22 +78,17 @@ class Stream:
         seed: int,
         *,
         name: str,
-        world_size: int = 1,
+        parts: int = 1,
         block: int = 256,
     ) -> None:
         assert batch_size > 0, batch_size
         assert block > 0, block
-        if batch_size % world_size:
-            raise ConfigError(
-                f"a batch of {batch_size} cannot be shared evenly by {world_size} ranks",
-                where=f"stream {name!r}",
-                try_=f"a batch size that {world_size} divides",
-            )
+        assert batch_size % parts == 0, (batch_size, parts)
         self.numbers = [RecordNumbers.of(one) for one in indices]
         self.batch_size = batch_size
         self.seed = int(seed)
         self.name = name
-        self.world_size = world_size
+        self.parts = parts
         self.block = block
         sizes = [len(numbers) for numbers in self.numbers]
         self.records = sum(sizes)
@@ -127,21 +121,21 @@ class Stream:
         """Steps after which every record has come at least once."""
         return -(-self.records // self.batch_size)
 
-    def places(self, step: int, rank: int = 0) -> tuple[Place, ...]:
-        """The records of one rank in one step.
+    def places(self, step: int, part: int = 0) -> tuple[Place, ...]:
+        """The records of one part of a step.
 
         Args:
             step: 1, 2, ...; endless.
-            rank: 0 to ``world_size - 1``.
+            part: 0 to ``parts - 1``.
 
         Returns:
-            ``batch_size / world_size`` places. The ranks' places, one after the other, are the
-            places of the step for one rank.
+            ``batch_size / parts`` places. The parts, one after the other, are the places of the
+            step in one part.
         """
         assert step >= 1, step
-        assert 0 <= rank < self.world_size, rank
-        share = self.batch_size // self.world_size
-        position = (step - 1) * self.batch_size + rank * share
+        assert 0 <= part < self.parts, part
+        share = self.batch_size // self.parts
+        position = (step - 1) * self.batch_size + part * share
         end = position + share
         places: list[Place] = []
         while position < end:

@@ -15,6 +15,19 @@ def similarity(concept_BE: Tensor, text_BE: Tensor, temperature: Tensor) -> Tens
     return concept_BE.float() @ text_BE.float().T / temperature.float()
 
 
+def excluded_pairs(keys_B3: Tensor) -> Tensor:
+    """Pairs that are no negatives, the diagonal included, ``(B, B)`` bool.
+
+    Args:
+        keys_B3: int64; a text fits the concepts of the texts that share the number of a column
+            with it, unless that is 0 (:func:`xvlm_core.data.collate.meaning_keys`).
+    """
+    excluded_BB = torch.eye(len(keys_B3), dtype=torch.bool, device=keys_B3.device)
+    for keys_B in keys_B3.unbind(1):
+        excluded_BB |= (keys_B[:, None] == keys_B[None, :]) & (keys_B != 0)[:, None]
+    return excluded_BB
+
+
 def contrastive_loss(similarity_BB: Tensor, excluded_BB: Tensor | None = None) -> Tensor:
     """Mean of the two cross-entropies, concept to text and text to concept (Eq. 3).
 

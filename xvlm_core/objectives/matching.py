@@ -33,14 +33,15 @@ def negative_weights(similarity_BB: Tensor, excluded_BB: Tensor) -> Tensor:
     """Sampling weights of each row: softmax + 1e-5, zero where excluded. No gradient.
 
     Args:
-        similarity_BB: row b scores the candidates of b; finite.
+        similarity_BB: row b scores the candidates of b. Where it is not finite every candidate
+            weighs the same: the loss then is not finite either, and says so on all ranks.
         excluded_BB: bool, True where the candidate is no negative (the diagonal at least).
 
     Returns:
         ``(B, B)`` float32, finite; a row of zeros has no candidate.
     """
     with torch.no_grad():
-        weights_BB = similarity_BB.float().softmax(dim=1) + 1e-5
+        weights_BB = similarity_BB.float().softmax(dim=1).nan_to_num(0.0) + 1e-5
         return weights_BB.masked_fill(excluded_BB, 0.0)
 
 

@@ -84,3 +84,11 @@ class GroundingTask(RecipeTask):
             label_B = batch.present_B.to(torch.int64)
             parts["matching"] = matching_loss(model.match_logits(first_BD), label_B)
         return Losses({n: v for n, v in parts.items() if n in weights}, weights, counts)
+
+    def sizes(self, batch: Batch, moment: Moment) -> dict[str, float | None]:
+        """Phrases that are there (boxes), and all (matching)."""
+        assert isinstance(batch, GroundingBatch)
+        present = float(batch.present_B.sum())
+        sizes = {"box_l1": present, "box_giou": present, "matching": float(len(batch.present_B))}
+        weights = self.loss_weights(moment)
+        return {name: size for name, size in sizes.items() if name in weights}

@@ -109,8 +109,10 @@ class GroundingEvaluation:
             limit=limit,
         )
 
-    def batches(self) -> Iterator[GroundingBatch]:
+    def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
         """Batches of whole pictures with all their phrases, present and absent.
+
+        The shares of the ranks, one after the other, are all pictures in order.
 
         What was dropped after the last phrase that could be asked comes as a batch without any.
         """
@@ -120,7 +122,9 @@ class GroundingEvaluation:
         pictures: list[np.ndarray] = []
         rows: list[tuple[int, tuple[int, ...], GroundingItem]] = []
         ids: list[str] = []
-        for number, (store, prefix, index) in enumerate(self.places, start=1):
+        n = len(self.places)
+        places = self.places[rank * n // world_size : (rank + 1) * n // world_size]
+        for number, (store, prefix, index) in enumerate(places, start=1):
             record = store[index]
             found = list(self._items(record, prefix))
             image = self._picture(store, record, len(found)) if found else None
@@ -129,7 +133,7 @@ class GroundingEvaluation:
                 pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
                 ids.append(record.id)
             full = len(pictures) == self.batch_pictures or len(rows) >= MAX_PHRASES
-            if rows and (full or number == len(self.places)):
+            if rows and (full or number == len(places)):
                 yield self._batch(pictures, rows, ids, self.dropped - before)
                 before = self.dropped.copy()
                 pictures, rows, ids = [], [], []

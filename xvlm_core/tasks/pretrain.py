@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data.batches import PretrainBatch
@@ -19,7 +19,7 @@ from xvlm_core.objectives.masked_lm import masked_lm_loss
 from xvlm_core.objectives.matching import matching_loss
 from xvlm_core.tasks.base import Batch, Losses, Moment
 from xvlm_core.tasks.building import open_stores
-from xvlm_core.tasks.pretrain_forward import Wanted, pretrain_forward
+from xvlm_core.tasks.pretrain_forward import Wanted, contrastive_rows, pretrain_forward
 from xvlm_core.tasks.recipe_task import RecipeTask
 
 
@@ -49,25 +49,19 @@ class PretrainTask(RecipeTask):
         assert isinstance(batch, PretrainBatch)
         recipe = self.recipe
         weights = self.loss_weights(moment)
-        boxes = {"box_l1", "box_giou"} & set(weights)
         official = recipe.compat == "official"
         model.clamp_temperature()
         out = pretrain_forward(
             model,
             batch,
-            Wanted(
-                contrastive="contrastive" in weights,
-                matching="matching" in weights,
-                masked_lm="masked_lm" in weights,
-                box=bool(boxes),
-            ),
+            self._wanted(weights),
             generator=moment.generator,
             gradient_scale=1 / recipe.official_ranks if official else 1.0,
+            peers=moment.peers,
         )
         parts = {}
-        if out.similarity_BB is not None:
-            excluded = None if official else batch.excluded_BB
-            parts["contrastive"] = contrastive_loss(out.similarity_BB, excluded)
+        if out.similarity_GG is not None:
+            parts["contrastive"] = contrastive_loss(out.similarity_GG, out.excluded_GG)
         if out.match_logits_R2 is not None and out.match_label_R is not None:
             parts["matching"] = matching_loss(out.match_logits_R2, out.match_label_R)
             if out.presence_logits_Q2 is not None and out.presence_label_Q is not None:
@@ -84,4 +78,41 @@ class PretrainTask(RecipeTask):
             box = box_losses(boxes_cxcywh, targets_cxcywh)
             parts |= {"box_l1": box.l1, "box_giou": box.giou}
         counts = {**batch.counts, "rows_without_negative": out.rows_without_negative}
-        return Losses({n: v for n, v in parts.items() if n in weights}, weights, counts)
+        gauges = {} if out.similarity_GG is None else {"temperature": model.temp}
+        return Losses({n: v for n, v in parts.items() if n in weights}, weights, counts, gauges)
+
+    def sizes(self, batch: Batch, moment: Moment) -> dict[str, float | None]:
+        """Pairs, masked tokens and boxes; the contrastive loss is one over all parts (Eq. 3).
+
+        The released code takes the mean over ranks instead, whatever the items of each.
+        """
+        assert isinstance(batch, PretrainBatch)
+        excluded_BB = batch.excluded_BB
+        with_negative = int((~excluded_BB).any(0).sum()) + int((~excluded_BB).any(1).sum())
+        boxes = float(batch.is_region_B.sum())
+        sizes: dict[str, float | None] = {
+            "contrastive": None,
+            "matching": float(len(excluded_BB) + with_negative),
+            "masked_lm": float(len(batch.masked_label_M)),
+            "box_l1": boxes,
+            "box_giou": boxes,
+        }
+        if self.recipe.compat == "official":
+            sizes = {name: size and 1.0 for name, size in sizes.items()}
+        weights = self.loss_weights(moment)
+        return {name: size for name, size in sizes.items() if name in weights}
+
+    def tables(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """Features of concepts and texts, while the contrastive loss takes part."""
+        assert isinstance(model, XVLM)
+        assert isinstance(batch, PretrainBatch)
+        wanted = self._wanted(self.loss_weights(moment))
+        return contrastive_rows(model, batch, wanted) if wanted.contrastive else {}
+
+    def _wanted(self, weights: Collection[str]) -> Wanted:
+        return Wanted(
+            contrastive="contrastive" in weights,
+            matching="matching" in weights,
+            masked_lm="masked_lm" in weights,
+            box=bool({"box_l1", "box_giou"} & set(weights)),
+        )

@@ -3,8 +3,9 @@
 X-VLM section 3 in one function. All cross-encoder rows of an update (matched pairs, two hard
 negatives a pair, masked texts, texts to be boxed, absent texts) are one call.
 
-Legend: I pictures, P patches, B texts, V views (in ``token_logits_MV``: the vocabulary), M masked
-tokens, R rows that match or not, N texts that name a part, A absent texts, Q = N + A.
+Legend: I pictures, P patches, B texts, G texts of all parts of the update, V views (in
+``token_logits_MV``: the vocabulary), M masked tokens, R rows that match or not, N texts that name
+a part, A absent texts, Q = N + A.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor
 from xvlm_core.data.batches import PretrainBatch
 from xvlm_core.models.text import TextStates, Views
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.objectives.contrastive import scale_gradient, similarity
+from xvlm_core.objectives.contrastive import excluded_pairs, scale_gradient, similarity
 from xvlm_core.objectives.matching import Negatives, draw_negatives
+from xvlm_core.tasks.base import ALONE, Peers
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class PretrainOutputs:
     """What the losses are computed from; None where it was not wanted.
 
     Attributes:
-        similarity_BB: concept against text, over temperature.
+        similarity_GG: concept against text of the whole update, over temperature; its gradient
+            reaches the features of this part.
+        excluded_GG: pairs that are no negatives; None: all others are.
         match_logits_R2: rows: B matched; negative concept with own text; own concept with
             negative text (rows without a candidate left out).
         match_label_R: 1 for the B matched rows, then 0.
@@ -51,7 +55,8 @@ class PretrainOutputs:
             boxed, absent); kept for tests.
     """
 
-    similarity_BB: Tensor | None = None
+    similarity_GG: Tensor | None = None
+    excluded_GG: Tensor | None = None
     match_logits_R2: Tensor | None = None
     match_label_R: Tensor | None = None
     presence_logits_Q2: Tensor | None = None
@@ -61,6 +66,36 @@ class PretrainOutputs:
     target_cxcywh_N4: Tensor | None = None
     rows_without_negative: int = 0
     hidden: TextStates | None = None
+
+
+CONCEPTS, TEXTS, KEYS = "concepts", "texts", "keys"
+"""The tables that the contrastive loss asks its peers for."""
+
+
+@torch.no_grad()
+def contrastive_rows(model: XVLM, batch: PretrainBatch, wanted: Wanted) -> dict[str, Tensor]:
+    """What :func:`pretrain_forward` will give its peers, by table: the unimodal encoders alone.
+
+    To the bit, if torch's random numbers start at the same place: the same calls in the same order.
+    """
+    patches_IPS, states = _encode(model, batch, wanted)
+    first_BD = states.first()[: batch.texts.packing.n_texts]
+    rows = {
+        CONCEPTS: model.picture_features(patches_IPS, concept_views(batch)),
+        TEXTS: model.text_features(first_BD),
+    }
+    return rows if batch.keys_B3 is None else {**rows, KEYS: batch.keys_B3}
+
+
+def _encode(model: XVLM, batch: PretrainBatch, wanted: Wanted) -> tuple[Tensor, TextStates]:
+    """Patches of the pictures; states of the texts, then of the masked and of the absent ones."""
+    patches_IPS = model.encode_pictures(batch.pictures_ICHW)
+    texts = batch.texts
+    if wanted.masked_lm:
+        texts = texts.join(batch.masked)
+    if wanted.matching and batch.absent is not None:
+        texts = texts.join(batch.absent)
+    return patches_IPS, model.encode_texts(texts)
 
 
 def concept_views(batch: PretrainBatch) -> Views:
@@ -76,6 +111,7 @@ def pretrain_forward(
     generator: torch.Generator | None = None,
     negatives: Negatives | None = None,
     gradient_scale: float = 1.0,
+    peers: Peers = ALONE,
 ) -> PretrainOutputs:
     """Everything the losses need, in one pass.
 
@@ -86,6 +122,7 @@ def pretrain_forward(
         generator: draws the hard negatives (needed for matching unless ``negatives`` is given).
         negatives: the hard negatives to use instead of drawing.
         gradient_scale: factor on the gradient of the contrastive features (compat official).
+        peers: the other parts of the update, for the contrastive loss.
     """
     with_absent = wanted.matching and batch.absent is not None
     # read back before the device has work: later these would wait for the encoders
@@ -98,27 +135,31 @@ def pretrain_forward(
     if not (wanted.contrastive or wanted.matching or wanted.masked_lm or boxed):
         return PretrainOutputs()
     n_texts = batch.texts.packing.n_texts
-    patches_IPS = model.encode_pictures(batch.pictures_ICHW)
-    texts = batch.texts
-    if wanted.masked_lm:
-        texts = texts.join(batch.masked)
-    first_absent = texts.packing.n_texts
-    if with_absent:
-        assert batch.absent is not None
-        texts = texts.join(batch.absent)
-    states = model.encode_texts(texts)
+    patches_IPS, states = _encode(model, batch, wanted)
+    first_absent = n_texts * (2 if wanted.masked_lm else 1)
     concepts = concept_views(batch)
 
-    similarity_BB = None
+    similarity_GG = excluded_GG = similarity_BB = None
     if wanted.contrastive or (wanted.matching and negatives is None):
         concept_BE = model.picture_features(patches_IPS, concepts)
         text_BE = model.text_features(states.first()[:n_texts])
         with torch.autocast(concept_BE.device.type, enabled=False):  # float32, also in bf16 runs
-            similarity_BB = similarity(
-                scale_gradient(concept_BE, gradient_scale),
-                scale_gradient(text_BE, gradient_scale),
-                model.temp,
-            )
+            if wanted.contrastive:
+                concept_GE, first_own = peers.table(
+                    CONCEPTS, scale_gradient(concept_BE, gradient_scale)
+                )
+                text_GE, _ = peers.table(TEXTS, scale_gradient(text_BE, gradient_scale))
+                # every part has the whole gradient of the temperature: they add up to one
+                temperature = scale_gradient(model.temp, 1 / peers.n_parts)
+                similarity_GG = similarity(concept_GE, text_GE, temperature)
+                mine = slice(first_own, first_own + n_texts)
+                similarity_BB = similarity_GG[mine, mine].detach()
+                if batch.keys_B3 is not None:
+                    excluded_GG = excluded_pairs(peers.table(KEYS, batch.keys_B3)[0])
+            else:
+                similarity_BB = similarity(
+                    concept_BE.detach(), text_BE.detach(), model.temp.detach()
+                )
 
     # rows of the cross encoder: (text, view); views: B concepts, then I whole pictures
     row_text: list[int] = []
@@ -130,7 +171,7 @@ def pretrain_forward(
         if negatives is None:
             assert similarity_BB is not None
             assert generator is not None, "drawing hard negatives needs a generator"
-            negatives = draw_negatives(similarity_BB.detach(), batch.excluded_BB, generator)
+            negatives = draw_negatives(similarity_BB, batch.excluded_BB, generator)
         drawn = torch.stack(
             [
                 negatives.concept_of_text_B.where(negatives.text_has_B, -1),
@@ -154,7 +195,7 @@ def pretrain_forward(
         row_text += range(first_absent, states.packing.n_texts)
         row_view += [whole + picture for picture in picture_of_absent]
     if not row_text:
-        return PretrainOutputs(similarity_BB)
+        return PretrainOutputs(similarity_GG, excluded_GG)
 
     views = concepts
     if boxed or with_absent:
@@ -184,7 +225,8 @@ def pretrain_forward(
         boxes = model.boxes(first[first_boxed : first_boxed + len(boxed)])
         targets = batch.boxes_cxcywh_B4[batch.is_region_B]
     return PretrainOutputs(
-        similarity_BB if wanted.contrastive else None,
+        similarity_GG,
+        excluded_GG,
         match_logits,
         match_label,
         presence_logits,

@@ -57,9 +57,11 @@ class RecipeTask(ABC):
 
     # ------------------------------------------------------------------ model
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, *, first_weights: bool = True) -> nn.Module:
         """A model with the task's heads, from the weights that the recipe names."""
         model = XVLM(self.config)
+        if not first_weights:
+            return model
         if self.start_from is not None:
             first = start_from_checkpoint(model, self.start_from)
         else:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from xvlm_core.errors import XvlmError
 from xvlm_core.tasks.base import Prediction, Scores, Task
-from xvlm_core.train.engines.torch import Precision, autocast
+from xvlm_core.train.devices import Precision, autocast
+from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.state import random_state, set_random_state
 
 
@@ -22,44 +24,89 @@ class Evaluated:
     dropped: dict[str, int]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class _Answers:
+    """What a rank found out."""
+
+    predictions: list[Prediction]
+    dropped: Counter[str]
+    stopped: bool
+
+
 def evaluate(
     task: Task,
     model: nn.Module,
     device: torch.device,
     precision: Precision = "fp32",
     *,
+    ranks: Ranks | None = None,
     stop: Callable[[], bool] = lambda: False,
+    beat: Callable[[str], None] = lambda where: None,
 ) -> Evaluated | None:
     """Predict every validation item once, and score.
 
-    The model's mode and torch's random numbers are afterwards as before: training goes the same
-    way however often it is evaluated.
+    The ranks share the items out and rank 0 scores; the scores come to all. The model's mode and
+    torch's random numbers are afterwards as before: training goes the same way however often it is
+    evaluated.
 
     Args:
         task: brings the data, the predictions and the figures.
-        model: on ``device``.
+        model: on ``device``, whole on every rank.
         device: where batches go.
         precision: of the forward pass.
+        ranks: the processes; None: this one alone.
         stop: asked before each batch.
+        beat: told of each batch.
 
     Returns:
-        The scores (none where there is no validation data) and what was dropped; None when stopped.
+        The scores (none where there is no validation data) and what was dropped; None when stopped
+        on any rank.
+
+    Raises:
+        XvlmError: what a rank raised.
     """
+    ranks = ranks or Ranks()
+    answers, error = None, None
+    try:
+        answers = _answer(task, model, device, precision, ranks, stop, beat)
+    except XvlmError as problem:
+        error = problem
+    ranks.raise_first(error)
+    gathered = [found for found in ranks.agree(answers) if found is not None]
+    if any(found.stopped for found in gathered):
+        return None
+    predictions = [prediction for found in gathered for prediction in found.predictions]
+    ids = [prediction["id"] for prediction in predictions]
+    assert len(set(ids)) == len(ids), "an id was predicted twice"
+    dropped = sum((found.dropped for found in gathered), Counter())
+    scores = ranks.main_does(lambda: task.score(predictions) if predictions else {})
+    return Evaluated(scores, dict(dropped))
+
+
+@torch.no_grad()
+def _answer(
+    task: Task,
+    model: nn.Module,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    beat: Callable[[str], None],
+) -> _Answers:
+    """This rank's share."""
     random, training = random_state(), model.training
     model.eval()
     predictions: list[Prediction] = []
     dropped: Counter[str] = Counter()
     try:
-        for batch in task.validation():
+        for batch in task.validation(ranks.rank, ranks.world_size):
             if stop():
-                return None
+                return _Answers([], Counter(), stopped=True)
+            beat(f"validation, records {', '.join(batch.record_ids[:4])}")
             dropped.update(batch.dropped)
             with autocast(device, precision):
                 predictions += task.predict(model, batch.to(device))
     finally:
         model.train(training)
         set_random_state(random)
-    ids = [prediction["id"] for prediction in predictions]
-    assert len(set(ids)) == len(ids), "an id was predicted twice"
-    return Evaluated(task.score(predictions) if predictions else {}, dict(dropped))
+    return _Answers(predictions, dropped, stopped=False)

@@ -1,6 +1,6 @@
 """The batches of each step, made ahead by loader processes.
 
-The feed is a function of the step, so a loader has no state: to resume is to start at a step.
+The feed is a function of step and part, so a loader has no state: to resume is to start at a step.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from torch.utils.data import DataLoader, Dataset
 from xvlm_core.errors import DataError, XvlmError
 from xvlm_core.tasks.base import Batch, Feed
 
-_AHEAD = 2  # steps that each worker prepares
+_AHEAD = 2  # parts of steps that each worker prepares
 
 
 class _Steps(Dataset[Sequence[Batch] | XvlmError]):
-    """Index = step. An error the user caused travels as a value, with all that it says."""
+    """Index = (step, part). An error the user caused travels as a value, with all that it says."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
 
-    def __getitem__(self, step: int) -> Sequence[Batch] | XvlmError:
+    def __getitem__(self, place: tuple[int, int]) -> Sequence[Batch] | XvlmError:
         try:
-            return tuple(self.feed.batches(step))
+            return tuple(self.feed.batches(*place))
         except XvlmError as error:
             return error
 
 
-class _From(torch.utils.data.Sampler[int]):
-    """Steps from a first one on, without end."""
+class _From(torch.utils.data.Sampler[tuple[int, int]]):
+    """The parts of steps from a first one on, without end."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, parts: range) -> None:
         self.first = first
+        self.parts = parts
 
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.first)
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, part) for step in itertools.count(self.first) for part in self.parts)
 
 
 def _start_worker(_: int) -> None:
@@ -55,12 +56,17 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def feed_from(feed: Feed, first_step: int, workers: int) -> Generator[Sequence[Batch], None, None]:
+def feed_from(
+    feed: Feed, first_step: int, workers: int, parts: range = range(1)
+) -> Generator[list[Sequence[Batch]], None, None]:
     """The batches of step ``first_step``, ``first_step + 1``, ... without end; to be closed.
+
+    What is yielded for a step has an entry for each part, with the batch of each update.
 
     Args:
         feed: travels to the workers once.
         first_step: 1 or later.
+        parts: those of this rank.
         workers: loader processes; 0: in this process, when asked for.
 
     Raises:
@@ -70,7 +76,7 @@ def feed_from(feed: Feed, first_step: int, workers: int) -> Generator[Sequence[B
     loader = DataLoader(
         _Steps(feed),
         batch_size=None,
-        sampler=_From(first_step),
+        sampler=_From(first_step, parts),
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=_start_worker,
@@ -79,10 +85,13 @@ def feed_from(feed: Feed, first_step: int, workers: int) -> Generator[Sequence[B
     iterator = _iterate(loader)
     try:
         while True:
-            item = next(iterator)
-            if isinstance(item, XvlmError):
-                raise item
-            yield item
+            step = []
+            for _ in parts:
+                item = next(iterator)
+                if isinstance(item, XvlmError):
+                    raise item
+                step.append(item)
+            yield step
     except (RuntimeError, OSError, EOFError) as error:
         # what the feed itself raised in a worker begins with "Caught"
         if workers == 0 or str(error).startswith("Caught"):

@@ -1,8 +1,9 @@
-"""The training loop: one for every task.
+"""The training loop: one for every task, on one process or many.
 
-A step is one or two updates (:meth:`xvlm_core.tasks.base.Feed.batches`). Everything that a step
-depends on is a function of its number, the weights, the optimizer and torch's random numbers, so
-a run that is continued from a checkpoint makes the same steps.
+A step is one or two updates (:meth:`xvlm_core.tasks.base.Feed.batches`), an update is computed in
+parts that the ranks share (:mod:`xvlm_core.train.parts`). Everything that a step depends on is a
+function of its number, the weights and the optimizer, so a run that is continued from a
+checkpoint makes the same steps, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -11,38 +12,42 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from xvlm_core.config.schema import Recipe
-from xvlm_core.errors import CheckpointError, DivergedError
-from xvlm_core.tasks.base import Batch, Losses, Moment, Score, Scores, Task
-from xvlm_core.train import checkpoint
+from xvlm_core.errors import DivergedError, XvlmError
+from xvlm_core.tasks.base import Batch, Moment, Scores, Task
 from xvlm_core.train.bad_samples import BadSampleLimit
-from xvlm_core.train.engines.torch import TorchEngine, pick_device, pick_precision
+from xvlm_core.train.divergence import diverged
+from xvlm_core.train.engines.build import build_engine
 from xvlm_core.train.evaluation import evaluate
+from xvlm_core.train.exchange import Outcome, Ready, Whole, first_signal, outcome_of, summed
 from xvlm_core.train.feeding import feed_from
-from xvlm_core.train.files import json_bytes, write_atomically
 from xvlm_core.train.interrupts import Interrupts
-from xvlm_core.train.optim import build_optimizer, parameter_groups, set_lr
-from xvlm_core.train.runs import Best, RunInfo, locked
-from xvlm_core.train.schedule import Plan, total_steps
-from xvlm_core.train.state import (
-    Counters,
-    Window,
-    add_counts,
-    read_counters,
-    restore,
-    write_state,
+from xvlm_core.train.journal import Journal, read_scores
+from xvlm_core.train.parts import (
+    GatheredPeers,
+    Share,
+    Sizes,
+    gather_tables,
+    seed_of,
+    settle_parts,
+    shares,
 )
-from xvlm_core.train.telemetry import MetricsFile, Outlook, Telemetry
+from xvlm_core.train.ranks import Ranks
+from xvlm_core.train.running import RunningStatistics
+from xvlm_core.train.runs import Best, RunInfo, locked
+from xvlm_core.train.saving import Keeper, resume_folder
+from xvlm_core.train.schedule import Plan, total_steps
+from xvlm_core.train.state import Counters, add_counts
+from xvlm_core.train.telemetry import Telemetry
 
-_NAMED_RECORDS = 8
+_NAMED_RECORDS = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class TrainResult:
         seconds: training time, over all sessions.
         dropped: training samples left out, by reason, over all sessions.
         validation_dropped: items of the last validation that could not be asked, by reason.
+        overflows: updates that were passed over because float16 overflowed, over all sessions.
     """
 
     step: int
@@ -64,42 +70,65 @@ class TrainResult:
     seconds: float
     dropped: Mapping[str, int] = field(default_factory=dict)
     validation_dropped: Mapping[str, int] = field(default_factory=dict)
+    overflows: int = 0
 
 
 def train(
-    task: Task, recipe: Recipe, run: RunInfo, *, resume: bool, telemetry: Telemetry
+    task: Task,
+    recipe: Recipe,
+    run: RunInfo,
+    *,
+    resume: bool,
+    telemetry: Telemetry,
+    ranks: Ranks | None = None,
 ) -> TrainResult:
-    """Train to the end of the recipe, to a signal, or to divergence.
+    """Train to the end of the recipe, to a signal, or to divergence. All ranks call it alike.
 
     Args:
         task: model, data, losses, predictions, scores. May have ``official_name``, a function
             that gives the released code's name of a parameter (for ``compat: official``).
         recipe: the resolved recipe.
-        run: the run's folder; its status is kept up to date.
+        run: the run's folder; its status is kept up to date by rank 0, which alone writes to it.
         resume: continue from the newest whole checkpoint (from the start if there is none yet).
         telemetry: what is shown (closed at the end); ``metrics.jsonl`` is written in any case.
+        ranks: the processes; None: this one alone.
 
     Raises:
         DivergedError: a loss or the gradient is not finite. The update was not made.
         CheckpointError: (resume) all checkpoints are damaged.
         OutputError: another process trains this run, or its folder cannot be written.
         DataError: from the task's feed, or more samples were bad than ``data.max_bad`` allows.
+        LostRankError: another process of the run is gone.
     """
-    with locked(run.folder), Interrupts() as interrupts:
-        run = run.with_status("running")
+    ranks = ranks or Ranks()
+    with contextlib.ExitStack() as stack:
+        ranks.main_does(lambda: stack.enter_context(locked(run.folder)) and None)
+        interrupts = stack.enter_context(Interrupts())
+        status = _Status(run, ranks)
+        status.write("running")
         try:
-            with contextlib.closing(
-                _Loop(task, recipe, run, telemetry, interrupts, resume)
-            ) as loop:
+            loop = _Loop(task, recipe, run, telemetry, interrupts, resume, ranks)
+            with contextlib.closing(loop):
                 result = loop.run()
         except DivergedError:
-            run.with_status("diverged")
+            status.write("diverged")
             raise
         except BaseException:
-            run.with_status("interrupted")
+            status.write("interrupted")
             raise
-        run.with_status("finished" if result.interrupted_by is None else "interrupted")
+        status.write("finished" if result.interrupted_by is None else "interrupted")
         return result
+
+
+class _Status:
+    """The status of a run, written by rank 0."""
+
+    def __init__(self, run: RunInfo, ranks: Ranks) -> None:
+        self.run, self.is_main = run, ranks.is_main
+
+    def write(self, status: Any) -> None:
+        if self.is_main:
+            self.run.with_status(status)
 
 
 class _Loop:
@@ -111,27 +140,17 @@ class _Loop:
         telemetry: Telemetry,
         interrupts: Interrupts,
         resume: bool,
+        ranks: Ranks,
     ) -> None:
-        self.task, self.recipe, self.run_info = task, recipe, run
-        self.telemetry, self.interrupts = telemetry, interrupts
-        device = pick_device(recipe.train.device)
-        if recipe.train.threads is not None:
-            torch.set_num_threads(recipe.train.threads)
-        torch.manual_seed(recipe.seed)
-        model = task.build_model().to(device)
-        for note in task.notes:
-            telemetry.note(note)
-        model.train()
-        groups = parameter_groups(
-            model,
-            recipe.optim,
-            compat=recipe.compat,
-            larger_lr_names=getattr(model, "larger_lr_names", frozenset()),
-            name_of=getattr(task, "official_name", str),
-        )
-        optimizer = build_optimizer(model, recipe.optim, groups, compat=recipe.compat)
-        precision = pick_precision(recipe.train.precision, device)
-        self.engine = TorchEngine(model, optimizer, device, precision)
+        recipe = settle_parts(recipe, ranks.world_size)
+        assert recipe.train.micro_batches is not None
+        self.task, self.recipe, self.run_info, self.ranks = task, recipe, run, ranks
+        self.interrupts = interrupts
+        self.own_parts = recipe.train.micro_batches // ranks.world_size
+        continued = ranks.main_does(lambda: resume_folder(run)) if resume else None
+        built = ranks.together(lambda: build_engine(task, recipe, ranks, continued))
+        self.engine, self.average = built.engine, built.average
+        self.statistics = RunningStatistics(self.engine.model, ranks, self.own_parts)
         self.feed = task.feed()
         self.plan = Plan(
             recipe.schedule,
@@ -144,77 +163,70 @@ class _Loop:
             self.feed.steps_per_epoch,
             f"xvlm {verb} --resume -o {run.folder}",
         )
-        for group in groups:
-            if group.names:
-                telemetry.note(f"parameters: {group.line()}")
+        for note in built.notes:
+            telemetry.note(note)
+        self.keeper = Keeper(task, self.engine, run, recipe.train.keep_last, self.average)
         self.at = Counters()
-        self.saved_step = 0
-        if resume:
-            self._restore()
-        self.metrics = MetricsFile(run.metrics, keep_to_step=self.at.step)
+        if continued is not None:
+            self.at = ranks.together(lambda: self.keeper.restore(continued))
+            telemetry.note(f"continuing after step {self.at.step} ({continued.name})")
+        elif resume:
+            telemetry.note("no checkpoint yet: starting from step 1")
+        self.journal = Journal(run, telemetry, self.plan, ranks, self.at.step)
         self.evaluated: dict[int, Scores] = {}
         self.validation_dropped: dict[str, int] = {}
-        for line in self.metrics.kept:
+        for line in self.journal.kept:
             if line["kind"] == "eval":
-                self._consider(line["step"], _read_scores(line["scores"]))
+                self._consider(line["step"], read_scores(line["scores"]))
                 self.validation_dropped = line["dropped"]
-        run.write_best(self.at.best)
-        self.published_best = self.at.best
+        self.keeper.publish(self.at.best)
+        self.lr = recipe.optim.lr
+        self.signal: int | None = None
+        self.now = self.at.seconds
         self._session_start = time.monotonic() - self.at.seconds
-
-    def _restore(self) -> None:
-        folder = self.run_info.newest_checkpoint()
-        if folder is None:
-            if checkpoint.list_steps(self.run_info.checkpoints):
-                raise CheckpointError(
-                    f"run {self.run_info.name} cannot be resumed: all its checkpoints are damaged",
-                    where=str(self.run_info.checkpoints),
-                    try_="start another run",
-                )
-            self.telemetry.note("no checkpoint yet: starting from step 1")
-            return
-        self.at = read_counters(folder)
-        self.task.load_weights(self.engine.model, folder)
-        restore(folder, self.engine.model, self.engine.optimizer)
-        self.saved_step = self.at.step
-        self.telemetry.note(f"continuing after step {self.at.step} ({folder.name})")
 
     def run(self) -> TrainResult:
         """To the end or to a signal, then a checkpoint and a last validation."""
-        feed = feed_from(self.feed, self.at.step + 1, self.recipe.data.workers)
+        first = self.ranks.rank * self.own_parts
+        parts = range(first, first + self.own_parts)
+        feed = feed_from(self.feed, self.at.step + 1, self.recipe.data.workers, parts)
         with contextlib.closing(feed):
             over = self._steps(feed)
         self._save()
-        if over and not self._stop():
+        if over and self.signal is None:
             self._evaluate()
         done = over and self.at.step in self.evaluated
         return TrainResult(
             self.at.step,
             # a signal that came when nothing was left to do interrupted nothing
-            None if done else self.interrupts.number,
+            None if done else self.signal,
             self.evaluated.get(self.at.step, {}),
-            self.seconds(),
+            self.now,
             self.at.dropped,
             self.validation_dropped,
+            self.at.overflows,
         )
 
-    def _steps(self, feed: Iterator[Sequence[Batch]]) -> bool:
+    def _steps(self, feed: Iterator[list[Sequence[Batch]]]) -> bool:
         """Steps, with validations and checkpoints between them; whether the run is over."""
         settings, at = self.recipe.train, self.at
-        over = self.plan.is_over(at.step, self.seconds())
+        over = self.plan.is_over(at.step, self.now)
         if not over and self._evaluation_due():  # a signal kept it from being made
             self._evaluate()
-        while not over and not self._stop():
+        while not over and self.signal is None:
             begin = time.perf_counter()
-            batches = next(feed)
-            at.window.waited += time.perf_counter() - begin
-            self.limit.check(batches)
-            self._step(batches)
-            at.window.seconds += time.perf_counter() - begin
-            over = self.plan.is_over(at.step, self.seconds())
+            updates, sizes = self._ready(feed)
+            self.journal.pace.waited += time.perf_counter() - begin
+            if self.signal is not None:
+                break
+            for number, batches in enumerate(updates):
+                self._update(number, batches, sizes[number])
+            at.step += 1
+            self.journal.pace.seconds += time.perf_counter() - begin
+            over = self.plan.is_over(at.step, self.now)
             if over or at.step % settings.log_every == 0:
-                self._log()
-            if over or self._stop():
+                self.journal.train_line(at, self.lr, self.now, self.engine.device)
+            if over or self.signal is not None:
                 break
             if self._evaluation_due():
                 self._evaluate()
@@ -222,105 +234,139 @@ class _Loop:
                 self._save()
         return over
 
-    def _step(self, batches: Sequence[Batch]) -> None:
-        """One step: an update for each of its batches, all at one learning rate."""
-        recipe, engine = self.recipe, self.engine
-        step, seconds = self.at.step + 1, self.seconds()
-        progress = self.plan.progress(step, seconds)
-        self.lr = recipe.optim.lr * self.plan.factor(step, seconds)
-        set_lr(engine.optimizer, self.lr)
-        for number, batch in enumerate(batches):
-            batch = batch.to(engine.device)
-            moment = Moment(step, progress, update_generator(recipe.seed, step, number))
-            engine.zero()
-            losses = self._losses(batch, moment)
-            add_counts(self.at.dropped, batch.dropped)
-            if not losses.parts:  # none of the losses takes part yet, or the batch gave none
-                self.at.window.add({}, {**losses.counts, "empty_updates": 1}, batch.n_pictures)
-                continue
-            total = losses.total()
-            engine.backward(total)
-            norm = engine.clip(recipe.optim.clip_norm)
-            values = self._finite(losses, total, norm, moment, batch)
-            engine.step()
-            self.at.window.add(values, losses.counts, batch.n_pictures)
-        self.at.step = step
-
-    def _losses(self, batch: Batch, moment: Moment) -> Losses:
+    def _ready(
+        self, feed: Iterator[list[Sequence[Batch]]]
+    ) -> tuple[list[Sequence[Batch]], list[list[Sizes]]]:
+        """Of each update of the next step: this rank's parts, and the sizes of all parts."""
+        parts: list[Sequence[Batch]] = []
+        error: XvlmError | None = None
+        sizes: list[list[Sizes]] = []
         try:
-            with self.engine.autocast():
-                return self.task.losses(self.engine.model, batch, moment)
-        except RuntimeError as error:
-            if "probability tensor contains" not in str(error):
-                raise
-            # a draw from scores that are not finite
-            raise self._diverged({"scores": math.nan}, moment, batch) from error
+            parts = next(feed)
+            self.limit.check([batch for part in parts for batch in part])
+        except XvlmError as problem:
+            error = problem
+        updates: list[Sequence[Batch]] = [list(batches) for batches in zip(*parts, strict=True)]
+        if error is None:
+            moment = self._moment(0, 0)
+            sizes = [[self.task.sizes(b, moment) for b in batches] for batches in updates]
+        said = self.ranks.agree(Ready(error, self.interrupts.number, sizes))
+        self.ranks.raise_first_of([ready.error for ready in said])
+        self.signal = first_signal(said)
+        whole = [[size for ready in said for size in ready.sizes[n]] for n in range(len(updates))]
+        return updates, whole
 
-    def _finite(
-        self, losses: Losses, total: Tensor, norm: Tensor, moment: Moment, batch: Batch
-    ) -> dict[str, float]:
-        """The numbers of an update, read from the device in one go; raises if one is not finite."""
-        named = {**losses.parts, "loss": total, "grad_norm": norm}
-        numbers = torch.stack([value.detach().float() for value in named.values()]).tolist()
-        values: dict[str, float] = dict(zip(named, numbers, strict=True))
-        if not all(math.isfinite(value) for value in values.values()):
-            raise self._diverged(values, moment, batch)
-        return values
+    def _moment(self, update: int, part: int, **peers: GatheredPeers) -> Moment:
+        step = self.at.step + 1
+        generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, step, update, part))
+        return Moment(step, self.plan.progress(step, self.now), generator, **peers)
 
-    def _diverged(self, values: dict[str, float], moment: Moment, batch: Batch) -> DivergedError:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        record_ids = list(batch.record_ids)
-        report = self.run_info.folder / "diverged.json"
-        shown = {name: str(values[name]) if name in bad else values[name] for name in values}
-        write_atomically(
-            report, json_bytes({"step": moment.step, "values": shown, "records": record_ids})
+    def _update(self, number: int, batches: Sequence[Batch], sizes: Sequence[Sizes]) -> None:
+        """One update: the parts of this rank, then a decision of all ranks, then the weights."""
+        engine, at, recipe = self.engine, self.at, self.recipe
+        first = self.ranks.rank * self.own_parts
+        parts = shares(sizes)
+        # none of the losses takes part yet, or there is nothing to learn from
+        is_empty = not any(part.gradient for part in parts)
+        outcomes: list[Outcome] = [Outcome({}, {"empty_updates": 1} if is_empty else {})]
+        if not is_empty:
+            self.lr = recipe.optim.lr * self.plan.factor(at.step + 1, self.now)
+            engine.set_lr(self.lr)
+            engine.begin()
+            self.statistics.begin()
+            tables = self._tables(number, batches) if self.own_parts > 1 else None
+            for own, batch in enumerate(batches):
+                peers = GatheredPeers(self.ranks, first + own, self.own_parts, tables)
+                outcomes.append(self._part(number, own, batch, peers, parts[first + own]))
+            self.statistics.finish()
+        outcomes += [Outcome({}, {}, batch.dropped, batch.n_pictures) for batch in batches]
+        whole = self._agree(outcomes)
+        if not is_empty:
+            self._change(whole, batches)
+        add_counts(at.dropped, whole.dropped)
+        at.window.add(whole.values, whole.counts)
+        self.journal.pace.pictures += sum(batch.n_pictures for batch in batches)
+
+    def _tables(self, number: int, batches: Sequence[Batch]) -> Mapping[str, Sequence[Tensor]]:
+        """What all parts give their peers, computed without gradient: see train/parts.py."""
+        first = self.ranks.rank * self.own_parts
+        own = []
+        for part, batch in enumerate(batches, start=first):
+            torch.manual_seed(seed_of(self.recipe.seed, self.at.step + 1, number, part))
+            moved = batch.to(self.engine.device)
+            own.append(self.engine.tables(self.task, moved, self._moment(number, part)))
+            self.statistics.undo()
+        return gather_tables(self.ranks, own)
+
+    def _part(
+        self, number: int, own: int, batch: Batch, peers: GatheredPeers, share: Share
+    ) -> Outcome:
+        """Forward and backward of one part; its contribution to the numbers of the update."""
+        engine, last = self.engine, own == self.own_parts - 1
+        # drop-out draws by the place of the part in the run, not by what was drawn before
+        torch.manual_seed(seed_of(self.recipe.seed, self.at.step + 1, number, peers.part))
+        moment = self._moment(number, peers.part, peers=peers)
+        moved = batch.to(engine.device)
+        total, losses = engine.losses(self.task, moved, moment, share.gradient, last=last)
+        engine.backward(total, last=last)
+        self.statistics.part_done()
+        return outcome_of(losses, share, batch, peers)
+
+    def _agree(self, outcomes: Sequence[Outcome]) -> Whole:
+        mine = summed(outcomes)
+        clock = time.monotonic() - self._session_start
+        said = self.ranks.agree(
+            Outcome(
+                mine.values,
+                mine.counts,
+                mine.dropped,
+                mine.pictures,
+                mine.guilty,
+                self.interrupts.number,
+                clock,
+            )
         )
-        good = self.run_info.newest_checkpoint()
-        lower = f"optim.lr={self.recipe.optim.lr / 2:.1e}"
-        more = len(record_ids) - _NAMED_RECORDS
-        return DivergedError(
-            f"{', '.join(bad)} not finite at step {moment.step}; the update was not made",
-            where=f"{len(record_ids)} records, all in {report}",
-            # to resume would come to the same step in the same way
-            try_=(
-                f"a new run from the last good checkpoint: init.checkpoint={good} {lower}"
-                if good
-                else f"start again with {lower} (there is no checkpoint yet)"
-            ),
-            details=[
-                "records: "
-                + ", ".join(record_ids[:_NAMED_RECORDS])
-                + (f" and {more} more" if more > 0 else "")
-            ],
+        self.now = said[0].seconds
+        self.signal = first_signal(said)
+        return summed(said)
+
+    def _change(self, whole: Whole, batches: Sequence[Batch]) -> None:
+        """Change the weights, unless a number is not finite on any rank."""
+        engine, at = self.engine, self.at
+        backs_off = engine.can_overflow
+        if not whole.is_finite and not backs_off:
+            raise self._diverged(whole.values, whole.guilty or self._records(batches))
+        update = engine.update(self.recipe.optim.clip_norm)
+        if update.applied:
+            whole.values["grad_norm"] = update.norm
+            if self.average is not None:
+                self.average.update(engine.model)
+        elif backs_off:
+            at.overflows += 1
+            whole.values.clear()  # no means of numbers that are none
+            add_counts(whole.counts, {"overflows": 1})
+        else:
+            values = {**whole.values, "grad_norm": update.norm}
+            raise self._diverged(values, self._records(batches))
+        if update.loss_scale is not None:
+            whole.values["loss_scale"] = update.loss_scale
+
+    def _records(self, batches: Sequence[Batch]) -> list[str]:
+        """Those of all ranks' parts."""
+        mine = [record_id for batch in batches for record_id in batch.record_ids]
+        return [record_id for ids in self.ranks.agree(mine) for record_id in ids]
+
+    def _diverged(self, values: Mapping[str, float], record_ids: Sequence[str]) -> DivergedError:
+        return diverged(
+            values,
+            self.at.step + 1,
+            record_ids,
+            self.recipe,
+            self.run_info,
+            write=self.ranks.is_main,
         )
 
-    def _log(self) -> None:
-        at = self.at
-        window, at.window = at.window, Window()
-        line = {
-            "kind": "train",
-            "step": at.step,
-            **window.means(),
-            "lr": self.lr,
-            "pictures_per_s": window.pictures / max(window.seconds, 1e-9),
-            "data_wait": window.waited / max(window.seconds, 1e-9),
-            "seconds": self.seconds(),
-            "counts": window.counts,
-            "dropped": dict(at.dropped),
-        }
-        self._tell(line)
-
-    def _tell(self, line: dict[str, Any]) -> None:
-        seconds = self.seconds()
-        progress = self.plan.progress(self.at.step + 1, seconds)
-        outlook = Outlook(
-            self.at.step,
-            self.plan.total,
-            progress,
-            seconds * (1 - progress) / progress if progress > 0 else None,
-        )
-        self.metrics.line(line, outlook)
-        self.telemetry.line(line, outlook)
+    # ------------------------------------------------------------------ validation, checkpoint
 
     def _evaluation_due(self) -> bool:
         every, step = self.recipe.train.evaluate_every, self.at.step
@@ -331,20 +377,26 @@ class _Loop:
         if self.at.step in self.evaluated:
             return
         engine = self.engine
-        made = evaluate(self.task, engine.model, engine.device, engine.precision, stop=self._stop)
+        with self.keeper.model() as model:
+            made = evaluate(
+                self.task,
+                model,
+                engine.device,
+                engine.precision,
+                ranks=self.ranks,
+                stop=lambda: self.interrupts.number is not None,
+            )
         if made is None:
+            self.signal = first_signal(self.ranks.agree(Ready(None, self.interrupts.number)))
             return
         scores, self.validation_dropped = made.scores, made.dropped
         step = self.at.step
         if scores or made.dropped:  # also where nothing was left to score
-            written = {name: _json_score(score) for name, score in scores.items()}
-            line = {"kind": "eval", "step": step, "scores": written, "dropped": made.dropped}
-            self._tell(line)
+            self.journal.eval_line(step, scores, made.dropped, self.now)
         self._consider(step, scores)
-        if self.at.best is not None and self.at.best != self.published_best:
+        if self.at.best is not None and self.at.best != self.keeper.published_best:
             self._save()
-            self.run_info.write_best(self.at.best)
-            self.published_best = self.at.best
+            self.keeper.publish(self.at.best)
 
     def _consider(self, step: int, scores: Scores) -> None:
         self.evaluated[step] = scores
@@ -356,50 +408,23 @@ class _Loop:
 
     def _save(self) -> None:
         """A checkpoint of this step, unless there is one."""
-        if self.saved_step == self.at.step:
-            return
-        self.at.seconds = self.seconds()
-        self.metrics.sync()
-        checkpoint.write(
-            self.run_info.checkpoints,
-            self.at.step,
-            self._write_files,
-            keep_last=self.recipe.train.keep_last,
-            # until best.json names the new best one, the old one stays
-            keep={best.step for best in (self.at.best, self.published_best) if best},
-        )
-        self.saved_step = self.at.step
+        self.at.seconds = self.now
+        self.journal.sync()
+        self.keeper.save(self.at, self._describe)
 
-    def _write_files(self, folder: Path) -> None:
-        self.task.save_model(self.engine.model, folder)
-        write_state(folder, self.at, self.engine.model, self.engine.optimizer)
-
-    def seconds(self) -> float:
-        """Training time so far, over all sessions."""
-        return time.monotonic() - self._session_start
-
-    def _stop(self) -> bool:
-        return self.interrupts.number is not None
+    def _describe(self, folder: Path) -> None:
+        """What a checkpoint says of where it comes from."""
 
     def close(self) -> None:
-        """Close the log and the console."""
-        self.metrics.close()
-        self.telemetry.close()
+        """Close the engine, the log and the console."""
+        self.engine.close()
+        self.journal.close()
 
 
-def update_generator(seed: int, step: int, number: int) -> torch.Generator:
-    """The generator of one update's draws: a function of its place in the run."""
-    (word,) = np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(word) & ((1 << 63) - 1))
-
-
-def _json_score(score: Score) -> dict[str, Any]:
-    content = asdict(score)
-    return {**content, "value": score.value if math.isfinite(score.value) else None}
-
-
-def _read_scores(written: dict[str, Any]) -> Scores:
-    return {
-        name: Score(**{**score, "value": math.nan if score["value"] is None else score["value"]})
-        for name, score in written.items()
-    }
+def _where(step: int, batches: Sequence[Batch]) -> str:
+    """A data position, for the watch."""
+    records = [record_id for batch in batches for record_id in batch.record_ids]
+    more = len(records) - _NAMED_RECORDS
+    return f"step {step}, records {', '.join(records[:_NAMED_RECORDS])}" + (
+        f" and {more} more" if more > 0 else ""
+    )

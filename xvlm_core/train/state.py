@@ -1,7 +1,7 @@
-"""What a checkpoint holds besides the model: optimizer, random numbers, counters. No pickle.
+"""What a checkpoint holds besides the model: optimizer and counters. No pickle.
 
-``optimizer.safetensors`` has tensors named ``<state>/<parameter>`` and ``random/<device>``;
-``state.json`` the numbers.
+``optimizer.safetensors`` has tensors named ``<state>/<parameter>``, whole ones whatever the engine
+and the number of ranks; ``state.json`` the numbers. Random numbers are a function of the step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xvlm_core.train.runs import Best
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def add_counts(total: dict[str, int], more: Mapping[str, int]) -> None:
@@ -39,17 +39,13 @@ class Window:
     sums: dict[str, float] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    pictures: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
 
-    def add(self, values: Mapping[str, float], counts: Mapping[str, int], pictures: int) -> None:
+    def add(self, values: Mapping[str, float], counts: Mapping[str, int]) -> None:
         """One update."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.numbers[name] = self.numbers.get(name, 0) + 1
         add_counts(self.counts, counts)
-        self.pictures += pictures
 
     def means(self) -> dict[str, float]:
         """Mean of each value over the updates that computed it."""
@@ -65,28 +61,67 @@ class Counters:
         seconds: training time so far, over all sessions.
         dropped: samples left out so far, by reason.
         best: the best checkpoint so far.
+        overflows: updates that were passed over because float16 overflowed.
         window: sums since the last line of the log.
+        scaler: the loss scale of float16, as it was read (the engine keeps it).
     """
 
     step: int = 0
     seconds: float = 0.0
     dropped: dict[str, int] = field(default_factory=dict)
     best: Best | None = None
+    overflows: int = 0
     window: Window = field(default_factory=Window)
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def write_state(
-    folder: Path, counters: Counters, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    counters: Counters,
+    optimizer_state: Mapping[str, Tensor],
+    scaler_state: Mapping[str, float],
 ) -> None:
     """Write both files into a checkpoint folder."""
-    tensors = {f"random/{name}": value for name, value in random_state().items()}
+    save_file(dict(optimizer_state), folder / OPTIMIZER_FILE)
+    content = {"schema": SCHEMA_VERSION, **asdict(counters), "scaler": dict(scaler_state)}
+    FILES.write(folder / STATE_FILE, json_bytes(content))
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer, ``<key>/<parameter>``."""
     names: dict[Tensor, str] = {value: name for name, value in model.named_parameters()}
+    tensors = {}
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             assert isinstance(value, Tensor), f"optimizer state {key} is no tensor"
             tensors[f"{key}/{names[parameter]}"] = value.detach().contiguous()
-    save_file(tensors, folder / OPTIMIZER_FILE)
-    FILES.write(folder / STATE_FILE, json_bytes({"schema": SCHEMA_VERSION, **asdict(counters)}))
+    return tensors
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Take up a state of :func:`optimizer_tensors`.
+
+    Raises:
+        CheckpointError: it is of a model with other parameters.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    index = {names[parameter]: number for number, parameter in enumerate(trained)}
+    state: dict[int, dict[str, Any]] = {}
+    for full_name, value in tensors.items():
+        key, name = full_name.split("/", 1)
+        fits = name in index and (value.ndim == 0 or value.shape == trained[index[name]].shape)
+        if not fits:
+            raise CheckpointError(
+                f"the optimizer state is of another model: {name} does not fit",
+                try_="resume with the recipe of the run (recipe.yaml in its folder)",
+            )
+        state.setdefault(index[name], {})[key] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def read_counters(folder: Path) -> Counters:
@@ -106,7 +141,9 @@ def read_counters(folder: Path) -> Counters:
             seconds=float(content["seconds"]),
             dropped=dict(content["dropped"]),
             best=None if best is None else Best(**best),
+            overflows=int(content.get("overflows", 0)),
             window=Window(**content["window"]),
+            scaler=dict(content.get("scaler", {})),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -116,42 +153,21 @@ def read_counters(folder: Path) -> Counters:
         ) from error
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Bring the optimizer and the random numbers back to where the checkpoint left them.
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's training state.
 
     Raises:
-        CheckpointError: the file is missing, or of a model with other parameters.
+        CheckpointError: the file is missing or damaged.
     """
     path = folder / OPTIMIZER_FILE
     try:
-        tensors = load_file(path)
+        return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"optimizer state of {folder.name} cannot be read: {error}", where=str(path)
+            f"optimizer state of {folder.name} cannot be read: {error}",
+            where=str(path),
+            try_="a model folder without training state cannot be resumed; start from it instead",
         ) from error
-    random = {
-        name.removeprefix("random/"): tensors.pop(name)
-        for name in list(tensors)
-        if name.startswith("random/")
-    }
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    index = {names[parameter]: number for number, parameter in enumerate(trained)}
-    state: dict[int, dict[str, Any]] = {}
-    for full_name, value in tensors.items():
-        key, name = full_name.split("/", 1)
-        fits = name in index and (value.ndim == 0 or value.shape == trained[index[name]].shape)
-        if not fits:
-            raise CheckpointError(
-                f"checkpoint {folder.name} is of another model: {name} does not fit",
-                where=str(path),
-                try_="resume with the recipe of the run (recipe.yaml in its folder)",
-            )
-        state.setdefault(index[name], {})[key] = value
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    set_random_state(random)
 
 
 def random_state() -> dict[str, Tensor]:

@@ -1,0 +1,219 @@
+"""The processes of a run, and all that they say to each other. Nothing else calls torch.distributed
+(but the engines, which reduce gradients).
+
+A run in one process has one rank and opens nothing. With several, tensors travel over NCCL or
+gloo, decisions (small Python objects of our own processes) over gloo. What all ranks must do
+alike is decided here: :meth:`Ranks.together` makes an error of one rank the error of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from xvlm_core.errors import LostRankError, UsageError, XvlmError
+from xvlm_core.train.launch import Place
+
+T = TypeVar("T")
+
+_RESUME = "xvlm ls runs, then --resume on the last one"
+
+
+class Ranks:
+    """This process among those of a run.
+
+    Attributes:
+        place: rank, number of ranks, and how the run was started.
+        store: the key-value store that the ranks met at; None when alone.
+    """
+
+    def __init__(self, place: Place | None = None) -> None:
+        self.place = place or Place()
+        self.store: dist.TCPStore | None = None
+        self._control: dist.ProcessGroup | None = None
+
+    @property
+    def rank(self) -> int:
+        """0 to ``world_size - 1``."""
+        return self.place.rank
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.place.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    # ------------------------------------------------------------------ decisions
+
+    def agree(self, value: T) -> list[T]:
+        """The value of every rank, in their order, on every rank.
+
+        Raises:
+            LostRankError: another process is gone.
+        """
+        if self._control is None:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        with _peers_may_be_gone():
+            dist.all_gather_object(values, value, group=self._control)
+        return values  # type: ignore[return-value]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Do something on every rank; an error on one is raised on all.
+
+        Raises:
+            XvlmError: of the lowest rank that had one (what this rank did is lost).
+        """
+        if self._control is None:
+            return action()
+        result, error = _attempt(action)
+        self.raise_first(error)
+        return result  # type: ignore[return-value]
+
+    def main_does(self, action: Callable[[], T]) -> T:
+        """Do something on rank 0 alone; its result, or its error, comes to every rank."""
+        if self._control is None:
+            return action()
+        result, error = _attempt(action) if self.is_main else (None, None)
+        results = self.agree((result, error))
+        if results[0][1] is not None:
+            raise results[0][1]
+        return results[0][0]  # type: ignore[return-value]
+
+    def raise_first(self, error: XvlmError | None) -> None:
+        """Raise the error of the lowest rank that has one, on all ranks."""
+        self.raise_first_of(self.agree(error))
+
+    def raise_first_of(self, errors: Sequence[XvlmError | None]) -> None:
+        """The same, where the ranks' errors are known already."""
+        for rank, found in enumerate(errors):
+            if found is not None:
+                if rank and not found.where:
+                    found.where = f"process {rank} of {self.world_size}"
+                raise found
+
+    # ------------------------------------------------------------------ tensors
+
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """The rows of every rank, detached; their numbers may differ.
+
+        Args:
+            rows: ``(n, ...)``, all of one type, on the device of the run.
+        """
+        if self.world_size == 1:
+            return [rows.detach()]
+        counts = self.agree(len(rows))
+        padded = rows.detach().new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows.detach()
+        tables = [torch.empty_like(padded) for _ in counts]
+        with _peers_may_be_gone():
+            dist.all_gather(tables, padded)
+        return [table[:count] for table, count in zip(tables, counts, strict=True)]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the ranks, in place."""
+        if self.world_size > 1:
+            with _peers_may_be_gone():
+                dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, XvlmError | None]:
+    try:
+        return action(), None
+    except XvlmError as error:
+        return None, error
+
+
+@contextlib.contextmanager
+def _peers_may_be_gone() -> Iterator[None]:
+    """A broken connection in place of an answer: another process died."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo and NCCL have no type of their own for it
+        raise LostRankError(
+            "another process of this run is gone",
+            where=str(error).splitlines()[0][:200],
+            try_=_RESUME,
+        ) from error
+
+
+@contextlib.contextmanager
+def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
+    """Meet the other processes of a run, and leave them at the end.
+
+    Args:
+        place: of this process.
+        device: where the tensors of the run are: gloo for the CPU, NCCL for GPUs.
+        timeout_seconds: an answer that takes longer is an error.
+
+    Raises:
+        UsageError: the port of rank 0 is in use.
+        LostRankError: the others did not come.
+    """
+    ranks = Ranks(place)
+    if place.world_size == 1:
+        yield ranks
+        return
+    assert place.master is not None, "several processes meet at a place"
+    ranks.store = _meet(place)
+    timeout = timedelta(seconds=timeout_seconds)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("run", ranks.store),
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+        ranks._control = dist.new_group(backend="gloo", timeout=timeout)
+        yield ranks
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+_MEETING_SECONDS = 120.0
+
+
+def _meet(place: Place) -> dist.TCPStore:
+    """The store of the run: rank 0 holds it (torchrun's agent may hold it already)."""
+    assert place.master is not None
+    host, _, port = place.master.rpartition(":")
+    agents = place.by == "torchrun" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return dist.TCPStore(
+            host,
+            int(port),
+            world_size=place.world_size,
+            is_master=place.rank == 0 and not agents,
+            timeout=timedelta(seconds=_MEETING_SECONDS),
+            wait_for_workers=not agents,
+        )
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise UsageError(
+                f"port {port} of {host} is in use",
+                where=f"process 0 of {place.world_size} on {socket.gethostname()}",
+                try_=f"--master {host}:{int(port) + 1}, or end what uses it",
+            ) from error
+        raise LostRankError(
+            f"the {place.world_size} processes of this run did not all come to {host}:{port}",
+            where=f"process {place.rank} on {socket.gethostname()}: "
+            + str(error).splitlines()[0][:200],
+            try_="check that every node was started, and that the port is open",
+        ) from error
