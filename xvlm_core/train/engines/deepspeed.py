@@ -178,22 +178,21 @@ class DeepSpeedEngine:
             self._run(forward)
         return found[0]
 
-    def losses(self, task: Task, batch: Batch, moment: Moment, *, last: bool) -> Losses:
+    def losses(
+        self, task: Task, batch: Batch, moment: Moment, shares: Mapping[str, float], *, last: bool
+    ) -> tuple[Tensor, Losses]:
         """Forward pass of a part."""
         found: list[Losses] = []
 
         def forward(model: nn.Module) -> Tensor:
-            found.append(task.losses(model, batch, moment))
-            # one tensor that has a gradient, whatever the losses of this part: the backward pass
-            # begins in the same way on every rank
+            losses = task.losses(model, batch, moment)
+            found.append(losses.detached())
+            # also without a loss the backward pass begins as on the other ranks
             nothing = torch.zeros((), device=self.device, requires_grad=True)
-            return torch.stack([nothing, *(part.float() for part in found[0].parts.values())])
+            total = losses.total(shares)
+            return nothing if total is None else total + nothing
 
-        values = self._run(forward)
-        (losses,) = found
-        self._nothing = values[0]
-        parts = dict(zip(losses.parts, values[1:].unbind(), strict=True))
-        return Losses(parts, losses.weights, losses.counts)
+        return self._run(forward), found[0]
 
     def _run(self, forward: Callable[[nn.Module], Tensor]) -> Tensor:
         """A forward pass by DeepSpeed's hooks."""
@@ -208,14 +207,13 @@ class DeepSpeedEngine:
         values: Tensor = self._engine(under_autocast)
         return values
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, total: Tensor, *, last: bool) -> None:
         """Add up gradients; reduce them over the ranks where the stage says so."""
         engine = self._engine
         self._unfinished = True
         engine.set_gradient_accumulation_boundary(last)
-        loss = loss + self._nothing
         # from stage 1 on DeepSpeed multiplies by what it will divide by
-        engine.backward(loss * (self.ranks.world_size if self.stage else self._factor()))
+        engine.backward(total * (self.ranks.world_size if self.stage else self._factor()))
         if self._in_order is not None:
             self._in_order.finish()
         elif last:
