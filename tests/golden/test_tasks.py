@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import OWN_CASES
 from tests.golden.case import assert_close
 from tests.golden.task_case import TaskCase
 from tests.golden.task_outputs import ELSEWHERE, INPUTS, REPRODUCE

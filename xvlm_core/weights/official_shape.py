@@ -12,8 +12,8 @@ from torch import Tensor
 
 from xvlm_core.errors import CheckpointError
 from xvlm_core.models.build import Kind, kind_of
-from xvlm_core.models.sizes import ALL_HEADS, Head, ModelConfig, TextConfig, VisionConfig
-from xvlm_core.weights.official_names import DECODER, TEXT, VISION, Renaming, with_bert
+from xvlm_core.models.sizes import ALL_HEADS, SIZES, Head, ModelConfig, TextConfig, VisionConfig
+from xvlm_core.weights.official_names import DECODER, TEXT, VISION, with_bert
 
 HEAD_WIDTH = 64
 """Width of a head of attention in BERT of every size: no shape in a file shows it."""
@@ -77,14 +77,22 @@ def recognise(keys: Iterable[str]) -> str | None:
     return "retrieval" if "itm_head" in tops else None
 
 
-def tasks_of(task: str) -> tuple[str, ...]:
-    """The tasks whose models a file of a task holds whole, itself first."""
-    if task == "pretrain":
-        return (task, "retrieval", "weak_grounding", "grounding", "captioning")
-    return {
-        "retrieval": (task, "weak_grounding"),
-        "weak_grounding": (task, "retrieval"),
-    }.get(task, (task,))
+def tasks_within(config: ModelConfig) -> tuple[str, ...]:
+    """The tasks whose released models a model of this shape holds whole."""
+    fed: dict[str, tuple[str, ...]] = {"plain": ("plain", "causal")}
+    kinds = fed.get(kind_of(config), (kind_of(config),))
+    return tuple(
+        name
+        for name, task in TASKS.items()
+        if task.kind in kinds and set(task.heads) <= set(config.heads)
+    )
+
+
+def as_task(config: ModelConfig, task: str) -> ModelConfig:
+    """The shape of the model of a task that :func:`tasks_within` names."""
+    assert task in tasks_within(config), task
+    text = config.text.model_copy(update={"causal": TASKS[task].kind == "causal"})
+    return config.model_copy(update={"heads": TASKS[task].heads, "text": text})
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def shape_of(
 
     Args:
         state: by official names.
-        task: one of ``TASKS``: whose heads and arrangement the model has.
+        task: what :func:`recognise` says that it is.
         text_heads: heads of the text stack's attention; None: 64 wide each.
         source: the file, for messages.
 
@@ -138,7 +146,6 @@ def shape_of(
         first = error.errors(include_url=False, include_input=False)[0]
         raise reader.no_model(first["msg"].removeprefix("Value error, ")) from None
     assert kind_of(config) == wanted.kind
-    assert Renaming.of(state, config).config is config
     return Shape(config, (*notes, *more))
 
 
@@ -253,8 +260,6 @@ def _text(reader: _Reader, prefix: str, text_heads: int | None) -> tuple[dict[st
 
 def _size(vision: Mapping[str, object], text: Mapping[str, int]) -> str:
     """The named size that a shape is of, or ``official``."""
-    from xvlm_core.models.sizes import SIZES
-
     for name, build in SIZES.items():
         shape = build()
         if all(
