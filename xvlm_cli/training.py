@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xvlm_cli import checkpoints, plan
 from xvlm_cli.output import Interrupted, Output, refuse_nonempty
+from xvlm_cli.resuming import nothing_left, recipe_to_resume, run_to_resume
 from xvlm_core.config.resolve import Resolved, resolve
-from xvlm_core.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    OutputError,
-    UsageError,
-    XvlmError,
-)
+from xvlm_core.config.schema import Recipe
+from xvlm_core.config.yaml_tree import leaves
+from xvlm_core.errors import CheckpointError, ConfigError, DataError, OutputError, XvlmError
 from xvlm_core.tasks.registry import fingerprints, require_stores
 from xvlm_core.train import runs
 from xvlm_core.train.files import remove_tree
 from xvlm_core.train.launch import ALONE, Place
+
+if TYPE_CHECKING:
+    from xvlm_core.train.ranks import Ranks
+    from xvlm_core.train.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ def train(request: Request, out: Output) -> None:
     Raises:
         XvlmError: the first of the checks that fails, or what stopped the run.
     """
-    run = _run_to_resume(request) if request.resume else None
-    overrides = list(request.words)
+    run = run_to_resume(request) if request.resume else None
     if run is not None:
-        resolved = _recipe_of(run, request, overrides)
+        resolved = recipe_to_resume(run, request)
     else:
         assert request.recipe is not None
-        resolved = resolve(request.recipe, overrides, request.flags, os.environ, kind=request.kind)
+        words, flags = request.words, request.flags
+        resolved = resolve(request.recipe, words, flags, os.environ, kind=request.kind)
         _check_task(resolved, request)
-        if request.output is not None and not request.dry_run:
+        # rank 0 may have made it already
+        if request.output is not None and not request.dry_run and request.place.rank == 0:
             refuse_nonempty(request.output, overwrite=request.overwrite)
     if request.dry_run:
         plan.show(resolved, out, start_from=_start_from(resolved, run, out, lenient=True))
@@ -65,6 +67,9 @@ def train(request: Request, out: Output) -> None:
     require_stores(resolved.recipe, resolved.name)
     if run is not None:
         runs.check_stores(run, fingerprints(resolved.recipe))
+        if run.status == "finished":
+            out.result(*nothing_left(run))
+            return
     start_from = _start_from(resolved, run, out)
     _train(resolved, request, out, run, start_from)
 
@@ -77,64 +82,6 @@ def _check_task(resolved: Resolved, request: Request) -> None:
             where=resolved.path,
             try_=f"xvlm {other} {resolved.name}",
         )
-
-
-def _run_to_resume(request: Request) -> runs.RunInfo:
-    """``-o RUN``, else the newest run of the verb's kind that is not finished."""
-    if request.overwrite:
-        raise UsageError(
-            "--resume goes on with a run, --overwrite deletes it", try_="leave one of them out"
-        )
-    if request.output is not None:
-        run = runs.read(request.output)
-        if (run.task == "pretrain") != (request.kind == "pretrain"):
-            other = "pretrain" if run.task == "pretrain" else "finetune"
-            raise UsageError(
-                f"run {run.name} is of the task {run.task}",
-                where=str(run.folder),
-                try_=f"xvlm {other} --resume {run.folder}",
-            )
-        return run
-    for run in runs.list_runs():
-        if (run.task == "pretrain") == (request.kind == "pretrain") and run.status != "finished":
-            return run
-    raise CheckpointError(
-        f"no unfinished run to resume in {runs.runs_root()}",
-        try_="xvlm ls runs, then --resume -o RUN",
-    )
-
-
-# What may differ when a run goes on: where it runs and what it bears, not what it computes.
-_FREE = (
-    "train.device",
-    "data.workers",
-    "data.max_bad",
-    "data.cache",
-    "data.cache_gb",
-    "train.log_every",
-)
-
-
-def _recipe_of(run: runs.RunInfo, request: Request, overrides: Sequence[str]) -> Resolved:
-    """The recipe a run was started with."""
-    changed = [key for key in request.flags if key not in _FREE]
-    changed += [word for word in overrides if word.partition("=")[0] not in _FREE]
-    if changed:
-        raise UsageError(
-            f"a resumed run keeps its recipe; not allowed: {', '.join(changed)}",
-            try_="start a new run from its weights: init.checkpoint=" + str(run.folder),
-        )
-    if request.recipe is not None and not _same_recipe(request.recipe, run.recipe):
-        raise UsageError(
-            f"run {run.name} was started with recipe {run.recipe}, not {request.recipe}",
-            try_="leave the recipe out, or name another run (xvlm ls runs)",
-        )
-    runs.check_recipe(run)
-    return resolve(str(run.recipe_file), overrides, request.flags)
-
-
-def _same_recipe(asked: str, recorded: str) -> bool:
-    return asked in (recorded, recorded.rpartition("/")[2])
 
 
 def _start_from(
@@ -166,19 +113,40 @@ def _train(
     run: runs.RunInfo | None,
     start_from: Path | None,
 ) -> None:
+    from xvlm_core.train.devices import pick_device
+    from xvlm_core.train.ranks import open_ranks
+
+    settings = resolved.recipe.train
+    device = pick_device(settings.device, request.place.local_rank)
+    # the watch speaks first, and says more
+    with open_ranks(request.place, device, settings.stall_seconds + 60) as ranks:
+        _train_here(resolved, request, out, run, start_from, ranks)
+
+
+def _train_here(
+    resolved: Resolved,
+    request: Request,
+    out: Output,
+    run: runs.RunInfo | None,
+    start_from: Path | None,
+    ranks: Ranks,
+) -> None:
+    """This rank's part of a run; all do the same, and rank 0 writes and speaks."""
     from xvlm_core.tasks.registry import build_task
     from xvlm_core.train.loop import train as train_loop
-    from xvlm_core.train.telemetry import console_telemetry
+    from xvlm_core.train.parts import settle_parts
 
-    recipe = resolved.recipe
+    ranks.require_equal(_what_ranks_share(resolved))
     if start_from is None and run is None:
-        _require_first_weights(resolved, request.verb)
+        ranks.together(lambda: _require_first_weights(resolved, request.verb))
     if run is None:
-        refuse_leaks(resolved, request.verb, out)
-    task = build_task(recipe, start_from=start_from)
+        ranks.main_does(lambda: refuse_leaks(resolved, request.verb, out))
+    recipe = settle_parts(resolved.recipe, ranks.world_size)
+    task = ranks.together(lambda: build_task(recipe, start_from=start_from))
     fresh = run is None
-    if run is None:
-        run = runs.create(
+
+    def created() -> runs.RunInfo:
+        return runs.create(
             request.output,
             recipe=recipe,
             recipe_name=resolved.name,
@@ -187,17 +155,43 @@ def _train(
             stores=fingerprints(recipe),
             overwrite=request.overwrite,
         )
+
+    run = run or ranks.main_does(created)
     out.note(f"run {run.folder}")
-    telemetry = console_telemetry(quiet=out.quiet)
+    telemetry = _telemetry(recipe, run, out, ranks)
     try:
-        result = train_loop(task, recipe, run, resume=request.resume, telemetry=telemetry)
+        result = train_loop(
+            task, recipe, run, resume=request.resume, telemetry=telemetry, ranks=ranks
+        )
     except XvlmError:
-        if fresh and not run.checkpoints.is_dir() and not run.metrics.is_file():
-            remove_tree(run.folder)  # it never began: leave nothing behind
+        never_began = not run.checkpoints.is_dir() and not run.metrics.is_file()
+        if fresh and ranks.is_main and never_began:
+            remove_tree(run.folder)  # leave nothing behind
         raise
     finally:
         telemetry.close()
     _report(run, result, task.notes, out, request.verb)
+
+
+def _telemetry(recipe: Recipe, run: runs.RunInfo, out: Output, ranks: Ranks) -> Telemetry:
+    from xvlm_core.train.telemetry import Telemetry, console_telemetry
+
+    if not ranks.is_main:
+        return Telemetry()
+    return console_telemetry(quiet=out.quiet)
+
+
+def _what_ranks_share(resolved: Resolved) -> dict[str, str]:
+    """What must be the same for all processes of a run."""
+    recipe = resolved.recipe
+    versions = {f"version of {name}": value for name, value in runs.versions().items()}
+    data = {f"data of {name}": value for name, value in fingerprints(recipe).items()}
+    values = {
+        f"recipe: {key}": json.dumps(value)
+        for key, value in leaves(recipe.model_dump(mode="json"))
+        if key != "data.root"
+    }
+    return {**versions, **data, **values}
 
 
 def refuse_leaks(resolved: Resolved, verb: str, out: Output) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xvlm_core.errors import LostRankError, UsageError, XvlmError
+from xvlm_core.errors import ConfigError, LostRankError, UsageError, XvlmError
 from xvlm_core.train.launch import Place
 
 T = TypeVar("T")
@@ -91,6 +91,33 @@ class Ranks:
         if results[0][1] is not None:
             raise results[0][1]
         return results[0][0]  # type: ignore[return-value]
+
+    def require_equal(self, mine: Mapping[str, str]) -> None:
+        """Refuse to go on where ranks differ in what must be the same.
+
+        Args:
+            mine: names and values.
+
+        Raises:
+            ConfigError: they differ; with the names, and who has what.
+        """
+        said = self.agree(dict(mine))
+        names = list(dict.fromkeys(name for one in said for name in one))
+        lines = []
+        for name in names:
+            by_value: dict[str, list[str]] = {}
+            for rank, one in enumerate(said):
+                by_value.setdefault(one.get(name, "none"), []).append(str(rank))
+            if len(by_value) > 1:
+                who = "; ".join(f"{value} (rank {', '.join(r)})" for value, r in by_value.items())
+                lines.append(f"{name}: {who}")
+        if lines:
+            raise ConfigError(
+                f"the processes of this run differ in {len(lines)} "
+                f"{'thing' if len(lines) == 1 else 'things'} that must be the same",
+                details=lines[:8] + ([f"and {len(lines) - 8} more"] if len(lines) > 8 else []),
+                try_="the same environment, recipe and data on every node",
+            )
 
     def raise_first(self, error: XvlmError | None) -> None:
         """Raise the error of the lowest rank that has one, on all ranks."""

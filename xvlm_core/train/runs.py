@@ -35,7 +35,7 @@ from xvlm_core.train.files import json_bytes, remove_tree, write_atomically
 
 Status = Literal["running", "finished", "interrupted", "diverged"]
 SCHEMA_VERSION = 1
-_PACKAGES = ("xvlm", "torch", "timm", "transformers", "safetensors", "numpy")
+_PACKAGES = ("xvlm", "torch", "timm", "transformers", "safetensors", "numpy", "deepspeed")
 
 
 class RunWarning(UserWarning):
@@ -112,6 +112,14 @@ class RunInfo:
         except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"{path} is unreadable: {error}", RunWarning, stacklevel=2)
             return None
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, but for a torn last one; none where there is no log."""
+        lines: list[dict[str, Any]] = []
+        with contextlib.suppress(OSError, ValueError):
+            for text in self.metrics.read_text(encoding="utf-8").splitlines():
+                lines.append(json.loads(text))
+        return lines
 
     def checkpoint(self) -> Path | None:
         """The best checkpoint if it is whole, else the newest whole one, else None."""
@@ -205,7 +213,7 @@ def create(
             status="running",
             size=recipe.model.size,
             started_from=started_from,
-            versions=_versions(),
+            versions=versions(),
             recipe_sha256=hashlib.sha256(text).hexdigest(),
             stores=dict(stores or {}),
         )
@@ -257,12 +265,13 @@ def _empty(folder: Path, overwrite: bool) -> None:
         remove_tree(folder)
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, as far as they are installed."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+            found[package] = metadata.version(package)
+    return found
 
 
 def read(folder: Path) -> RunInfo:
