@@ -76,7 +76,7 @@ def train_as_rank(request: training.Request, out: Output) -> None:
     code = 0 if error is None else error.exit_code
     if error is not None and error.try_ is None:
         error.try_ = f"xvlm {own.verb} --help"
-    if _report(own, error):
+    if report(own, error):
         _leave(out, code)
     if rank == 0:
         out.result(own.value, own.text)
@@ -96,12 +96,19 @@ def _as_error(problem: Exception) -> XvlmError:
     return user or outputs.bug(problem)
 
 
-def _report(own: RankOutput, error: XvlmError | None) -> bool:
-    """Write the last words to the supervisor; whether there is one that reads them."""
-    number = os.environ.get(REPORT_FD, "")
+def report(own: Output, error: XvlmError | None) -> bool:
+    """Write the last words to the supervisor: the result, and the error that ended the process.
+
+    Only the first call of a process is heard. Any thread may call it.
+
+    Returns:
+        Whether there is a supervisor that reads them; else the process speaks for itself.
+    """
+    number = os.environ.pop(REPORT_FD, "")
     if not number.isdecimal():
         return False
-    words = {**own.document(error), "text": own.text}
+    text = own.text if isinstance(own, RankOutput) else ""
+    words = {**own.document(error), "text": text}
     data = json.dumps(words, default=outputs._plain).encode()
     try:
         with os.fdopen(int(number), "wb") as stream:
@@ -146,9 +153,11 @@ def say_for(
         raise LostRankError(
             f"rank {rank} was killed by signal {outcome.killed_by}{because}", try_=resume
         )
-    said = reports.get(rank)
-    if said is not None and said["error"] is not None:
-        raise _error(said["error"], rank, outcome.code, typed)
+    # where several failed alike, one may have died without a word
+    for other in (rank, *sorted(reports)):
+        said = (reports[other] or {}).get("error")
+        if said is not None and said["exit_code"] == outcome.code:
+            raise _error(said, other, typed)
     if outcome.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         number = outcome.code - 128
         raise outputs.Interrupted(f"stopped by signal {number}", number, try_=resume)
@@ -173,7 +182,7 @@ def _read(report: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _error(said: Mapping[str, Any], rank: int, code: int, typed: str) -> XvlmError:
+def _error(said: Mapping[str, Any], rank: int, typed: str) -> XvlmError:
     """The error that a process reported."""
     try_ = said["try"]
     if try_ and "--resume" in try_ and "--gpus" not in try_:
@@ -184,7 +193,7 @@ def _error(said: Mapping[str, Any], rank: int, code: int, typed: str) -> XvlmErr
         try_=try_,
         details=said["details"],
     )
-    error.code, error.exit_code = said["code"], code
+    error.code, error.exit_code = said["code"], said["exit_code"]
     return error
 
 

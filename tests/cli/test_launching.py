@@ -38,6 +38,7 @@ sys.exit(main())
 """
 TWO = ("pretrain", "--recipe", "world", "--gpus", "2", "--device", "cpu")
 Launched = Callable[..., Result]
+Body = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +50,13 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def body(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def body(monkeypatch: pytest.MonkeyPatch) -> Body:
     """Set what each process does instead of training."""
 
-    def put(text: str) -> None:
+    def put(text: str, others: float = 0.5) -> None:
         monkeypatch.setattr(launching, "COMMAND", (sys.executable, "-c", PROCESS))
         monkeypatch.setenv("BODY", text)
-        patience = supervisor.Patience(others=0.5, terminate=2.0, stop=5.0)
+        patience = supervisor.Patience(others=others, terminate=2.0, stop=5.0)
         monkeypatch.setattr(supervisor, "Patience", lambda: patience)
 
     return put
@@ -87,7 +88,7 @@ def driven(folder: Path, body: str, *words: str, **variables: str) -> Result:
     return Result(done.returncode, done.stdout, "".join(f"{line}\n" for line in lines))
 
 
-def test_the_result_is_that_of_rank_0(xvlm: Run, body: Callable[[str], None]) -> None:
+def test_the_result_is_that_of_rank_0(xvlm: Run, body: Body) -> None:
     body("out.note(f'note {rank}'); out.result({'rank': rank}, f'all of {place.world_size}')")
     result = xvlm(*TWO)
     assert (result.code, result.out) == (0, "all of 2\n")
@@ -97,7 +98,11 @@ def test_the_result_is_that_of_rank_0(xvlm: Run, body: Callable[[str], None]) ->
 
 
 def test_only_rank_0_says_things_in_passing(tmp_path: Path) -> None:
-    body = "out.note(f'note {rank}'); out.warn(f'warning {rank}'); print('stray', rank)"
+    body = (
+        "while rank and not Path('said').exists(): time.sleep(0.02)  # not into another's line\n"
+        "out.note(f'note {rank}'); out.warn(f'warning {rank}'); print('stray', rank)\n"
+        "Path('said').touch()"
+    )
     result = driven(tmp_path, body, *TWO)
     assert (result.code, result.out) == (0, "")
     lines = ["Warning: warning 0", "[rank 1] stray 1", "note 0", "stray 0"]
@@ -105,7 +110,7 @@ def test_only_rank_0_says_things_in_passing(tmp_path: Path) -> None:
     assert driven(tmp_path, body, *TWO, "--json").document()["warnings"] == ["warning 0"]
 
 
-def test_each_process_gets_the_same_command_line(xvlm: Run, body: Callable[[str], None]) -> None:
+def test_each_process_gets_the_same_command_line(xvlm: Run, body: Body) -> None:
     body("out.result([sys.argv[1:], request.flags, list(request.words)], '')")
     typed = [*TWO, "--max-steps", "3", "--engine", "torch", "--json", "seed=5", "optim.lr=1.0e-5"]
     argv, flags, words = xvlm(*typed).document()["result"]
@@ -116,7 +121,7 @@ def test_each_process_gets_the_same_command_line(xvlm: Run, body: Callable[[str]
     assert sorted(xvlm(*tuned).document()["result"][0]) == sorted(tuned)
 
 
-def test_an_error_of_another_rank_is_the_error(xvlm: Run, body: Callable[[str], None]) -> None:
+def test_an_error_of_another_rank_is_the_error(xvlm: Run, body: Body) -> None:
     body(
         "if rank == 1: raise DataError('no cat.jpg', where='coco', try_='look', details=['x'])\n"
         "time.sleep(60)"
@@ -134,17 +139,24 @@ def test_an_error_of_all_is_said_once(tmp_path: Path) -> None:
     assert error == "Error: step 7 is not finite\nTry: a smaller optim.lr\n"
 
 
-def test_a_bug_of_one_process_is_one_line(xvlm: Run, body: Callable[[str], None]) -> None:
+def test_a_bug_of_one_process_is_one_line(xvlm: Run, body: Body) -> None:
     body("if rank == 1: 1 / 0")
     assert "rank 1: internal error: ZeroDivisionError" in xvlm(*TWO).refusal(1)
 
 
-def test_a_process_that_dies_without_a_word_is_still_reported(
-    xvlm: Run, body: Callable[[str], None]
-) -> None:
-    body("os._exit(3)")
+def test_a_process_that_dies_without_a_word_is_still_reported(xvlm: Run, body: Body) -> None:
+    body("os._exit(3)", others=20)
     assert "rank 0 ended with exit code 3" in xvlm(*TWO).refusal(3)
     assert xvlm(*TWO, "--json").document()["error"]["exit_code"] == 3
+
+
+def test_a_thread_that_ends_a_process_can_say_why(xvlm: Run, body: Body) -> None:
+    body(
+        "from xvlm_cli.last_words import report\nfrom xvlm_core.errors import LostRankError\n"
+        "if rank == 1: report(out, LostRankError('it stands still', try_='go on')); os._exit(8)\n"
+        "os._exit(8)"
+    )
+    assert "it stands still" in xvlm(*TWO).refusal(8)
 
 
 MAKE_RUN = """
@@ -163,7 +175,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("output", [(), ("-o", "mine")])
 def test_a_killed_process_is_a_lost_rank_with_the_command_that_goes_on(
-    xvlm: Run, body: Callable[[str], None], output: tuple[str, ...]
+    xvlm: Run, body: Body, output: tuple[str, ...]
 ) -> None:
     body(MAKE_RUN)
     error = xvlm(*TWO, *output).refusal(8)
@@ -172,9 +184,7 @@ def test_a_killed_process_is_a_lost_rank_with_the_command_that_goes_on(
     assert f"Try: xvlm pretrain --resume -o {folder} --gpus 2 --device cpu\n" in error
 
 
-def test_where_no_run_was_made_there_is_none_to_go_on_with(
-    xvlm: Run, body: Callable[[str], None]
-) -> None:
+def test_where_no_run_was_made_there_is_none_to_go_on_with(xvlm: Run, body: Body) -> None:
     body("os.kill(os.getpid(), signal.SIGKILL)")
     found = xvlm(*TWO, "--json").document()["error"]
     assert (found["code"], found["exit_code"]) == ("lost_rank", 8)
@@ -232,7 +242,7 @@ def test_the_number_of_gpus_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     "how", [["--device", "cpu"], ["train.device=cpu"], {"XVLM_TRAIN__DEVICE": "cpu"}]
 )
 def test_the_device_may_be_named_anywhere(
-    xvlm: Run, body: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, how: object
+    xvlm: Run, body: Body, monkeypatch: pytest.MonkeyPatch, how: object
 ) -> None:
     monkeypatch.setattr(launching, "cuda_devices", lambda: 0)
     body("out.result(None, 'done')")

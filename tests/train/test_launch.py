@@ -204,6 +204,7 @@ def test_it_imports_no_torch() -> None:
 # --- the supervisor, with children that are quick ------------------------------------------------
 
 QUICK = Patience(others=0.5, terminate=1.0, stop=2.0)
+PATIENT = Patience(others=20.0)  # where all end by themselves, on a machine however slow
 CHILD = """
 import os, signal, subprocess, sys, time
 rank, folder = int(os.environ["RANK"]), os.environ["FOLDER"]
@@ -310,7 +311,7 @@ until('pid-0')
 if rank == 1: sys.exit(6)
 time.sleep(0.3); leave("said"); sys.exit(6)
 """
-    outcome, _ = timed(job(folder, body))
+    outcome, _ = timed(job(folder, body), PATIENT)
     assert (outcome.code, outcome.rank) == (6, 0), "the same error: rank 0 says it"
     assert (folder / "said").exists()
 
@@ -321,13 +322,13 @@ until('pid-0')
 if rank == 0: sys.exit(8)  # it noticed first
 time.sleep(0.2); os.kill(os.getpid(), signal.SIGKILL)
 """
-    outcome, _ = timed(job(folder, body))
+    outcome, _ = timed(job(folder, body), PATIENT)
     assert (outcome.code, outcome.rank, outcome.killed_by) == (8, 1, 9)
 
 
 def test_an_error_weighs_more_than_the_loss_that_others_feel(folder: Path) -> None:
     body = "until('pid-0'); sys.exit(8) if rank == 0 else (time.sleep(0.2), sys.exit(4))"
-    outcome, _ = timed(job(folder, body))
+    outcome, _ = timed(job(folder, body), PATIENT)
     assert (outcome.code, outcome.rank) == (4, 1)
 
 
