@@ -77,7 +77,12 @@ def launch(request: training.Request, wish: Launch, context: typer.Context, out:
 
         print_script(request, wish, context, out)
     elif place.by != "alone":
-        _require_agreement(wish, place)
+        try:
+            _require_agreement(wish, place)
+        except UsageError as error:
+            if place.local_rank > 0:  # the first of the machine says it
+                raise SystemExit(error.exit_code) from error
+            raise
         last_words.train_as_rank(replace(request, place=place), out)
     else:
         if request.dry_run and wish.processes > 1:

@@ -289,6 +289,8 @@ RANK_1 = {
     "MASTER_PORT": "29500",
 }
 
+RANK_0 = {**RANK_1, "RANK": "0", "LOCAL_RANK": "0"}
+
 
 @pytest.fixture
 def torchrun(xvlm: Run, monkeypatch: pytest.MonkeyPatch) -> Launched:
@@ -335,14 +337,15 @@ def test_under_torchrun_rank_1_says_its_own_errors_only(torchrun: Launched) -> N
     assert torchrun(own, 1, "--json").out == "", "the document is rank 0's"
     assert torchrun(common, 1) == Result(3, "", "")
     assert "optim.lr is negative" in torchrun(common, 0).refusal(3)
+    assert torchrun(common, 1, "--gpus", "4") == Result(2, "", "")
 
 
 @pytest.mark.parametrize(
     ("environ", "words", "code", "said"),
     [
-        (RANK_1, ["--gpus", "4"], 2, "--gpus 4 was typed, but torchrun started 2"),
-        (RANK_1, ["--nodes", "2"], 2, "--nodes 2 was typed, but torchrun started 1"),
-        (RANK_1, ["--master", "a:1"], 2, "torchrun says where"),
+        (RANK_0, ["--gpus", "4"], 2, "--gpus 4 was typed, but torchrun started 2"),
+        (RANK_0, ["--nodes", "2"], 2, "--nodes 2 was typed, but torchrun started 1"),
+        (RANK_0, ["--master", "a:1"], 2, "torchrun says where"),
         ({"RANK": "0"}, [], 3, "WORLD_SIZE is not"),
         ({**RANK_1, "RANK": "2"}, [], 3, "RANK=2 does not lie below WORLD_SIZE=2"),
         ({**RANK_1, "MASTER_PORT": "a"}, [], 3, "MASTER_PORT=a is not a port"),
