@@ -92,6 +92,8 @@ def configuration(
         "overlap_comm": False,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
+        # stage 3 would replace torch.nn.functional.linear in the whole process, for good
+        "memory_efficient_linear": False,
     }
     if settings.offload:
         if settings.zero_stage == 0:

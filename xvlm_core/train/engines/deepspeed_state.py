@@ -64,11 +64,11 @@ class Group(Protocol):
 class OneParameter:
     """Stage 0: every rank has everything."""
 
-    shared_out = False
+    shared_out: bool = False
 
     def __init__(self, name: str, parameter: nn.Parameter) -> None:
         self.own: Tensor = parameter
-        self.members = (Member(name, parameter.shape, 0, parameter.numel()),)
+        self.members: Sequence[Member] = (Member(name, parameter.shape, 0, parameter.numel()),)
 
     def join(self, shares: Sequence[Tensor]) -> dict[str, Tensor]:
         """See :class:`Group`."""
@@ -92,11 +92,11 @@ class Slice:
         vector: all weights of the group.
     """
 
-    shared_out = True
+    shared_out: bool = True
 
     def __init__(self, own: Tensor, parameters: Mapping[str, nn.Parameter], vector: Tensor) -> None:
         self.own = own
-        self.members = [
+        self.members: Sequence[Member] = [
             Member(name, p.shape, p.storage_offset() - vector.storage_offset(), p.numel())
             for name, p in parameters.items()
         ]
@@ -138,16 +138,17 @@ class Slices:
         parameters: by name, as DeepSpeed knows them.
     """
 
-    shared_out = True
+    shared_out: bool = True
 
     def __init__(self, own: Tensor, parameters: Mapping[str, Any]) -> None:
         self.own = own
-        self.members = []
+        members = []
         start = 0
         for name, parameter in parameters.items():
             size = int(parameter.partition_numel())
-            self.members.append(Member(name, torch.Size(parameter.ds_shape), start, size))
+            members.append(Member(name, torch.Size(parameter.ds_shape), start, size))
             start += size
+        self.members: Sequence[Member] = members
 
     def join(self, shares: Sequence[Tensor]) -> dict[str, Tensor]:
         """See :class:`Group`."""
