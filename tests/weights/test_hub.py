@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
@@ -142,6 +143,17 @@ def test_a_fetch_that_was_cut_off_is_not_taken_for_whole(hub: Hub, files: dict[s
     with pytest.raises(CheckpointError, match="nothing is fetched"):
         fetch(MODEL, download=False)
     assert (fetch(MODEL, download=True).folder / "model.safetensors").is_file()
+
+
+def test_older_libraries_give_a_cut_off_fetch_as_it_is(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes(files["config.json"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **b: str(tmp_path))
+    with pytest.raises(CheckpointError, match="nothing is fetched"):
+        fetch(MODEL, download=False)
+    with pytest.raises(CheckpointError, match="is no xvlm model"):
+        fetch(MODEL, download=True)
 
 
 def test_a_file_that_is_not_that_of_the_manifest_is_noticed(
