@@ -19,6 +19,7 @@ from xvlm_core.errors import CheckpointError, OutputError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from xvlm_cli.checkpoints import Found
     from xvlm_core.data.tokenizer import Tokenizer
     from xvlm_core.models.sizes import ModelConfig
     from xvlm_core.weights.folder import ModelInfo
@@ -67,18 +68,20 @@ def convert(
     out = outputs.begin("convert", json_document=json_document, quiet=quiet)
     form = _form(to, destination)
     _check_destination(destination, form, overwrite=overwrite)
+    from xvlm_cli import checkpoints
     from xvlm_core.models.build import kind_of
     from xvlm_core.weights.official import from_official
 
-    read = _read(source, text_heads)
-    if destination.exists() and read.path.resolve() == destination.resolve():
-        raise OutputError(f"{destination} is the source itself", try_="another name")
-    read = _as_asked(read, task)
-    if form == "xvlm" and read.info is not None and task is None:
+    found = checkpoints.find(source)
+    if form == "xvlm" and task is None and found.path.is_dir():
         raise UsageError(
             f"{source} is a model folder of ours already",
             try_=f"xvlm cp {source} {destination}, or name a file (.th) to write it as released",
         )
+    read = _read(found, text_heads)
+    if destination.exists() and read.path.resolve() == destination.resolve():
+        raise OutputError(f"{destination} is the source itself", try_="another name")
+    read = _as_asked(read, task)
     converted = from_official(read.official, read.config, source=read.said)
     report = converted.report
     for note in read.notes:
@@ -184,20 +187,18 @@ def _check_destination(destination: Path, form: str, *, overwrite: bool) -> None
         )
 
 
-def _read(source: str, text_heads: int | None) -> _Read:
+def _read(found: Found, text_heads: int | None) -> _Read:
     """The source under official names, whichever form it has.
 
     Raises:
         CheckpointError: missing, damaged, no X-VLM model, or of an architecture of ours that the
             official format has no place for.
     """
-    from xvlm_cli import checkpoints
     from xvlm_core.weights.folder import read_info, read_weights
     from xvlm_core.weights.official import to_official
     from xvlm_core.weights.official_shape import TASKS, recognise, shape_of
     from xvlm_core.weights.reading import read_state_file
 
-    found = checkpoints.find(source)
     if found.path.is_dir():
         info = read_info(found.path)
         official = to_official(read_weights(found.path), info.config)

@@ -8,8 +8,10 @@ before.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -199,7 +201,8 @@ def _with_every_head(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"heads": heads})
 
 
-def _on_meta(config: ModelConfig) -> dict[str, Tensor]:
+@functools.lru_cache(maxsize=16)
+def _on_meta(config: ModelConfig) -> Mapping[str, Tensor]:
     """The state dict of a model without storage: names and shapes."""
     with torch.device("meta"):
-        return build_model(config).state_dict()
+        return MappingProxyType(build_model(config).state_dict())
