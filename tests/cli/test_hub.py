@@ -65,6 +65,8 @@ def test_cp_takes_a_model_from_the_hub(xvlm: Run, uploaded: Hub, tmp_path: Path,
 def test_a_folder_of_the_same_name_comes_first(
     xvlm: Run, uploaded: Hub, model: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / ID).mkdir(parents=True)
+    assert "neither a run nor a model" in xvlm("cp", ID, "mine", "--download").refusal(5)
     assert xvlm("cp", model, ID).code == 0
     assert xvlm("validate", ID, "--download").code == 0
     assert uploaded.asked == []

@@ -168,6 +168,7 @@ def test_scores_made_after_the_checkpoint_are_found_in_the_log(tmp_path: Path) -
         {"kind": "eval", "step": 1, "scores": {"box": {**score, "value": 0.1}}},
         {"kind": "eval", "step": 2, "scores": {"box": score}},
         {"kind": "train", "step": 3},
+        {"kind": "eval", "step": 3, "scores": {"box": {**score, "value": 0.9}}},
     ]
     run.metrics.write_text("\n".join(json.dumps(line) for line in lines) + '\n{"kind": "ev')
     found = of_model(folder)
