@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,15 @@ LONG = 60.0
 HOST = socket.gethostname()
 
 Role = Callable[[Watch, int], None]
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # ---------------------------------------------------------------------- what a rank does
@@ -64,6 +73,11 @@ def beat_for_a_while(watch: Watch, rank: int) -> None:
         time.sleep(0.05)
 
 
+def take_a_long_step(watch: Watch, rank: int) -> None:
+    for _ in range(10):  # a clock runs on while a process is stopped
+        time.sleep(0.1)
+
+
 def wait_for_a_while(watch: Watch, rank: int) -> None:
     time.sleep(2.5)
 
@@ -85,7 +99,7 @@ def fail(watch: Watch, rank: int) -> None:
 # ---------------------------------------------------------------------- running it
 
 
-def rank_of(folder: Path, roles: list[Role], rank: int, port: int, stall: float) -> None:
+def rank_of(folder: Path, roles: list[Role], rank: int, port: int, stalls: Sequence[float]) -> None:
     descriptor = os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 2)
     store = None
@@ -98,8 +112,9 @@ def rank_of(folder: Path, roles: list[Role], rank: int, port: int, stall: float)
     def say(error: LostRankError) -> None:
         words.write_text(str(error))
 
-    watch = Watch(place, store, stall, folder, resume="GO ON", last_words=say, timing=TIMING)
+    watch = Watch(place, store, stalls[rank], folder, resume="GO ON", last_words=say, timing=TIMING)
     with watch:
+        (folder / f"here-{rank}").touch()
         roles[rank](watch, rank)
     (folder / f"left-{rank}").touch()
 
@@ -107,11 +122,11 @@ def rank_of(folder: Path, roles: list[Role], rank: int, port: int, stall: float)
 class Told:
     """Exit codes by rank, seconds until the last ended, and what each rank wrote."""
 
-    def __init__(self, folder: Path, roles: list[Role], stall: float) -> None:
+    def __init__(self, folder: Path, roles: list[Role], *stalls: float) -> None:
         folder.mkdir()
         self.folder = folder
         port = free_address().port
-        arguments = [(folder, roles, rank, port, stall) for rank in range(len(roles))]
+        arguments = [(folder, roles, rank, port, stalls * len(roles)) for rank in range(len(roles))]
         self._processes = [_CONTEXT.Process(target=_child, args=(rank_of, a)) for a in arguments]
         for process in self._processes:
             process.start()
@@ -135,9 +150,10 @@ class Told:
         return path.read_text() if path.exists() else ""
 
 
-RUNS: dict[str, tuple[list[Role], float]] = {
+RUNS: dict[str, tuple[Any, ...]] = {
     "hangs": ([hang_in_c], 0.6),
     "one hangs": ([wait_in_c, hang_in_c], 1.5),
+    "one is told": ([wait_in_c, hang_in_c], LONG, 1.5),
     "beats": ([beat_for_a_while, wait_for_a_while], 1.5),
     "killed": ([wait_in_c, wait_in_c, die], LONG),
     "store killed": ([die, wait_in_c, wait_in_c], LONG),
@@ -155,7 +171,7 @@ Run = Callable[[str], Told]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The end of a run. They mostly sleep, so they all run at once."""
     folder = tmp_path_factory.mktemp("runs")
-    started = {name: Told(folder / name, *what) for name, what in RUNS.items()}
+    started = {name: Told(folder / name, what[0], *what[1:]) for name, what in RUNS.items()}
     yield lambda name: started[name].wait()
     for told in started.values():
         told.end()
@@ -188,6 +204,14 @@ def test_when_one_rank_stands_still_every_rank_says_where_it_is(run: Run) -> Non
     assert "rank 1 last finished step 120" in told.stacks(0)  # of the others, as last heard
 
 
+def test_the_rank_that_finds_out_first_tells_the_others(run: Run) -> None:
+    told = run("one is told")
+    assert told.codes == [8, 8]
+    assert f"rank 1 on host {HOST} stands still (step 120" in told.stderr[0]
+    assert "in wait_in_c" in told.stderr[0]
+    assert "in hang_in_c" in told.stacks(1)
+
+
 def test_beats_keep_a_run_alive_also_those_who_wait_for_the_rank_that_beats(run: Run) -> None:
     told = run("beats")
     assert (told.codes, told.stderr) == ([0, 0], ["", ""])
@@ -195,29 +219,25 @@ def test_beats_keep_a_run_alive_also_those_who_wait_for_the_rank_that_beats(run:
 
 
 def test_a_process_that_was_stopped_and_goes_on_does_not_stand_still(tmp_path: Path) -> None:
-    process = _CONTEXT.Process(
-        target=_child, args=(rank_of, (tmp_path, [beat_for_a_while], 0, 0, 1.0))
-    )
+    arguments = (tmp_path, [take_a_long_step], 0, 0, [2.0])
+    process = _CONTEXT.Process(target=_child, args=(rank_of, arguments))
     process.start()
-    time.sleep(1.0)
     assert process.pid is not None
+    within(20, (tmp_path / "here-0").exists)
     os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(2.0)
+    time.sleep(2.5)
     os.kill(process.pid, signal.SIGCONT)
     process.join(20)
     assert process.exitcode == 0
 
 
 def test_a_hang_that_holds_the_interpreter_is_shown(tmp_path: Path) -> None:
-    arguments = (tmp_path, [hang_with_the_interpreter], 0, 0, 0.5)
+    arguments = (tmp_path, [hang_with_the_interpreter], 0, 0, [0.5])
     process = _CONTEXT.Process(target=_child, args=(rank_of, arguments))
     process.start()
-    until = time.monotonic() + 20
     shown = tmp_path / "stderr-0"
-    while time.monotonic() < until:
-        if shown.exists() and "rank_of" in shown.read_text():  # the bottom of the stack
-            break
-        time.sleep(0.05)
+    # the bottom of the stack is written last
+    within(20, lambda: shown.exists() and "rank_of" in shown.read_text())
     process.kill()
     assert "in hang_with_the_interpreter" in shown.read_text()
 
@@ -252,7 +272,7 @@ def test_when_a_rank_is_killed_the_others_end_and_the_lowest_says_so(run: Run) -
     lines = told.stderr[0].splitlines()
     assert lines[0].startswith(f"rank 2 on host {HOST} is gone since ")
     assert "Thread" not in told.stderr[0]
-    assert told.stderr[1] == ""
+    assert "is gone" not in told.stderr[1]
     assert "in wait_in_c" in told.stacks(0)
     assert "in wait_in_c" in told.stacks(1)
 
@@ -332,15 +352,6 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def ends_within(pid: int, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if not is_alive(pid):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc on this system")
 @pytest.mark.parametrize("role", [an_obedient_process, a_process_that_hears_nothing])
 def test_no_process_outlives_its_launcher(tmp_path: Path, role: Any) -> None:
@@ -348,6 +359,7 @@ def test_no_process_outlives_its_launcher(tmp_path: Path, role: Any) -> None:
     launcher.start()
     launcher.join(20)
     assert launcher.exitcode == -signal.SIGKILL
-    assert ends_within(int((tmp_path / "pid").read_text()), 5)
+    pid = int((tmp_path / "pid").read_text())
+    assert within(10, lambda: not is_alive(pid))
     if role is an_obedient_process:
         assert (tmp_path / "signals").read_text() == "[15]"
