@@ -30,7 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Make data, train, evaluate and draw: minutes on two CPU cores."),
     "ls": ("ls", "List runs, recipes, tasks or stores."),
     "cp": ("cp", "Copy a run's model as a plain, verified model folder."),
-    "convert": ("convert", "Bring released X-VLM checkpoints in, and take models out as such."),
+    "convert": ("convert", "Turn released checkpoints into model folders, and back."),
     "validate": ("validate", "Check a store, run, model folder or recipe."),
 }
 """Verb: its module and function (one name), and its line in ``xvlm --help``."""

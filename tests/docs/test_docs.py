@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.weights.official_files import official_file
 from xvlm_cli.app import main
 from xvlm_core.inference.checkpoints import builtin_folder
 
@@ -82,6 +84,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert builtin is not None
     for run in ("demo/runs/grounding", "runs/coco-tiny"):  # in place of trained ones
         shutil.copytree(builtin, folder / run)
+    for name, task in (("16m_base.th", "pretrain"), ("itr_coco/checkpoint_best.pth", "retrieval")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        torch.save({"model": official_file(task, vocab_size=30522)}, folder / name)
     for name in ("kitchen", "street", "garden"):
         picture(folder / "pictures" / f"{name}.jpg")
     page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
