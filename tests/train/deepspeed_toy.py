@@ -108,6 +108,8 @@ class TrapTask:
         # tied: the words' table as decoder, by no module's call
         scores = F.linear(hidden, model.encoder.word.weight, model.bias).float() / model.temp
         parts = {"words": F.cross_entropy(scores.flatten(0, 1), batch.inputs_BT.flatten()) / PARTS}
+        # first beyond its upper bound, then away from it
+        parts["words"] = parts["words"] + model.temp * (0.0 if moment.step < 4 else 20.0) / PARTS
         if batch.boxes:
             parts["boxes"] = model.box(hidden[:, 0]).float().square().sum()
         if not batch.finite:  # the value is 0, its gradient is not finite

@@ -136,26 +136,26 @@ class Session:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        self._ended = contextlib.ExitStack()
-        self._forward = forward
-        place = {"LOCAL_RANK": str(ranks.place.local_rank)}
-        self._ended.enter_context(_environment(place))
-        self._ended.callback(_forget_groups)
-        if not dist.is_initialized():  # one process: no other group will be made for it
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                store=dist.HashStore(),
-                rank=0,
-                world_size=1,
-            )
-            self._ended.callback(dist.destroy_process_group)
-        self._ended.callback(_forget_model, forward)
-        with _silence(), _own_broadcast():
-            self.engine: Any = module.initialize(model=forward, optimizer=optimizer, config=config)[
-                0
-            ]
-        # reductions are asked for explicitly, once every gradient is there
-        self.engine.enable_backward_allreduce = False
+        with contextlib.ExitStack() as ended:  # also where it fails
+            place = {"LOCAL_RANK": str(ranks.place.local_rank)}
+            ended.enter_context(_environment(place))
+            ended.callback(_forget_groups)
+            if not dist.is_initialized():  # one process: no other group will be made for it
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                    store=dist.HashStore(),
+                    rank=0,
+                    world_size=1,
+                )
+                ended.callback(dist.destroy_process_group)
+            ended.callback(_forget_model, forward)
+            with _silence(), _own_broadcast():
+                self.engine: Any = module.initialize(
+                    model=forward, optimizer=optimizer, config=config
+                )[0]
+            # reductions are asked for explicitly, once every gradient is there
+            self.engine.enable_backward_allreduce = False
+            self._ended = ended.pop_all()
 
     def end(self) -> None:
         """Give back what was made; afterwards another one may begin."""
