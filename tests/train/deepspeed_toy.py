@@ -128,7 +128,7 @@ def batch_of(step: int, part: int) -> TrapBatch:
 
 
 def optimizer_of(model: nn.Module, *, official: bool = False) -> torch.optim.Optimizer:
-    larger = model.larger_lr_names
+    larger: Any = model.larger_lr_names
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = []
     for large in (False, True):
@@ -176,7 +176,7 @@ class Reference:
                     losses = TrapTask().losses(self.model, batch_of(step, part), moment_of(step))
                 total = losses.total()
                 if total is not None:
-                    total.backward()
+                    total.backward()  # type: ignore[no-untyped-call]
             for p in trained:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             self.norms.append(float(torch.nn.utils.clip_grad_norm_(trained, CLIP)))

@@ -266,8 +266,9 @@ class XvlmParts:
         return dict.fromkeys(names, 1 / PARTS)
 
 
-def xvlm(ranks: Ranks, stage: int, root: Path) -> Any:
+def xvlm(ranks: Ranks, stage: int, root: Path, sharded: tuple[str, ...] = ()) -> Any:
     parts = XvlmParts(root)
+    parts.model.runs_in_every_part = sharded  # type: ignore[assignment]
     section = TrainSection(zero_stage=stage)  # type: ignore[arg-type]
     zero = {**SMALL, "reduce_bucket_size": 4096}
     with torch.no_grad():
@@ -314,6 +315,7 @@ def checks(ranks: Ranks, folder: Path) -> dict[str, Any]:
             found["overflow", stage] = overflow(ranks, stage)
         for stage in (2, 3):
             found["xvlm", stage] = xvlm(ranks, stage, folder)
+        found["xvlm", "3 by layer"] = xvlm(ranks, 3, folder, ("vision", "text.layers"))
         found["sharded"] = short_life(ranks, 3, Trap(sharded=True))
     sys.stdout.flush()
     found["linear"] = torch.nn.functional.linear is linear
@@ -511,9 +513,9 @@ def test_a_float16_overflow_backs_off_and_goes_on(found: Any, world: int, stage:
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, 3, "3 by layer"])
 @every
-def test_the_model_itself(found: Any, world: int, stage: int, tmp_path: Path) -> None:
+def test_the_model_itself(found: Any, world: int, stage: int | str, tmp_path: Path) -> None:
     """Box heads idle on all ranks but the last, word embeddings are tied, a scalar divides."""
     write_stores(tmp_path)
     parts = XvlmParts(tmp_path)
