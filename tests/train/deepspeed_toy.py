@@ -93,7 +93,8 @@ class Trap(nn.Module):
         words = self.encoder(inputs_BT)
         for layer in self.layers:
             words = layer(words)
-        return words.hidden_BTD + self.ramp + self.frozen.mean()
+        hidden_BTD: Tensor = words.hidden_BTD + self.ramp + self.frozen.mean()
+        return hidden_BTD
 
 
 class TrapTask:
@@ -113,7 +114,7 @@ class TrapTask:
         if batch.boxes:
             parts["boxes"] = model.box(hidden[:, 0]).float().square().sum()
         if not batch.finite:  # the value is 0, its gradient is not finite
-            parts["root"] = (model.layers[0].first.weight.sum() * 0).sqrt()
+            parts["root"] = (model.get_parameter("layers.0.first.weight").sum() * 0).sqrt()
         return Losses(parts, {"boxes": 0.3}, {"seen": 1})
 
     def tables(self, model: Trap, batch: TrapBatch, moment: Moment) -> dict[str, Tensor]:
