@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.train.toy import run_toy
 from xvlm_core.errors import OutputError
@@ -18,6 +19,7 @@ from xvlm_core.train.telemetry import (
     console_telemetry,
     describe,
     duration,
+    memory_gb,
 )
 
 LINE: dict[str, Any] = {
@@ -47,6 +49,43 @@ def test_a_line_says_what_was_computed_the_rate_the_wait_and_what_was_dropped() 
     lost = describe({**line, "dropped": {"empty text": 2}}, OUTLOOK)
     assert lost.endswith("dropped 2 (2 empty text)")
     assert duration(3723) == "1:02:03"
+
+
+def test_a_line_stays_short_whatever_is_measured() -> None:
+    more = {"temperature": 0.07, "memory_gb": 3.14159, "loss_scale": 65536.0, "overflows": 0}
+    even = [
+        {"rank": 0, "pictures_per_s": 12.3, "data_wait": 0.25},
+        {"rank": 1, "pictures_per_s": 11.2, "data_wait": 0.3},
+    ]
+    line = {**LINE, **more, "ranks": even, "dropped": {}}
+    assert describe(line, OUTLOOK) == (
+        "step 30/100  contrastive 2.500  lr 1.00e-04  12.3 pictures/s  waiting for data 25%"
+        "  3.1 GB  02:05 left"
+    )
+    backed_off = describe({**line, "loss_scale": 16384.0, "overflows": 2}, OUTLOOK)
+    assert "overflows 2 (loss scale 16384)" in backed_off
+
+
+def test_a_rank_that_is_slower_than_another_is_shown() -> None:
+    ranks = [
+        {"rank": 0, "pictures_per_s": 12.0, "data_wait": 0.02},
+        {"rank": 1, "pictures_per_s": 12.3, "data_wait": 0.01},
+        {"rank": 2, "pictures_per_s": 8.1, "data_wait": 0.4},
+    ]
+    told = describe({**LINE, "ranks": ranks}, OUTLOOK).splitlines()
+    assert told[0] == describe(LINE, OUTLOOK)
+    assert told[1:] == ["  rank 2 makes 8.1 pictures/s (waiting for data 40%), rank 1 12.3"]
+
+
+def test_memory_is_the_most_that_was_used() -> None:
+    before = memory_gb(torch.device("cpu"))
+    assert before > 0.03  # an interpreter with torch
+    block = bytearray(200_000_000)
+    block[::4096] = b"x" * len(block[::4096])  # touched
+    used = memory_gb(torch.device("cpu"))
+    assert used < 200  # 10^9 bytes, not kB
+    del block
+    assert memory_gb(torch.device("cpu")) >= used >= before
 
 
 def test_a_run_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
@@ -111,6 +150,6 @@ def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None
     with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be written"):
         MetricsFile(tmp_path / "metrics.jsonl", keep_to_step=0)
     full = MetricsFile(tmp_path / "log.jsonl", keep_to_step=0)
-    full._stream = Full()
+    full._stream = Full()  # type: ignore[assignment]
     with pytest.raises(OutputError, match="No space left"):
         full.line(LINE, OUTLOOK)

@@ -11,13 +11,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from xvlm_core.errors import OutputError
+
+if TYPE_CHECKING:
+    import torch
 
 Line = Mapping[str, Any]
 """One line of ``metrics.jsonl``: ``kind`` is ``train`` or ``eval``, ``step`` is the step.
@@ -26,11 +29,29 @@ A ``train`` line has a key for each loss that was computed (mean over the update
 line that computed it) and those of :data:`NOT_LOSSES`; an ``eval`` line has ``scores``.
 """
 
-TIMES = frozenset({"pictures_per_s", "data_wait", "seconds"})
+TIMES = frozenset({"pictures_per_s", "data_wait", "seconds", "memory_gb", "ranks"})
 """Keys that differ between two runs that are otherwise the same."""
 
-NOT_LOSSES = TIMES | {"kind", "step", "lr", "grad_norm", "counts", "dropped"}
-"""Keys of a ``train`` line that are no losses. ``dropped`` counts from the start of the run."""
+NOT_LOSSES = TIMES | {
+    "kind",
+    "step",
+    "lr",
+    "grad_norm",
+    "counts",
+    "dropped",
+    "temperature",
+    "loss_scale",
+    "overflows",
+}
+"""Keys of a ``train`` line that are no losses.
+
+``dropped`` and ``overflows`` (updates not made, of float16) count from the start of the run;
+``memory_gb`` is that of :func:`memory_gb` on rank 0; ``ranks`` has ``rank``, ``pictures_per_s`` and
+``data_wait`` of each, where there are several.
+"""
+
+UNEVEN = 0.1
+"""Ranks whose rates differ by more than this share of the fastest are shown."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +127,27 @@ def describe(line: Line, outlook: Outlook) -> str:
     words.append(f"lr {line['lr']:.2e}")
     words.append(f"{line['pictures_per_s']:.1f} pictures/s")
     words.append(f"waiting for data {line['data_wait']:.0%}")
+    if "memory_gb" in line:
+        words.append(f"{line['memory_gb']:.1f} GB")
+    if line.get("overflows"):
+        words.append(f"overflows {line['overflows']} (loss scale {line['loss_scale']:g})")
     if outlook.seconds_left is not None:
         words.append(f"{duration(outlook.seconds_left)} left")
-    return "  ".join([*words, *_dropped(line)])
+    return "\n".join(["  ".join([*words, *_dropped(line)]), *_uneven(line)])
+
+
+def _uneven(line: Line) -> list[str]:
+    """A line more where a rank is slower than another."""
+    ranks = sorted(line.get("ranks", ()), key=lambda part: float(part["pictures_per_s"]))
+    if not ranks:
+        return []
+    slow, fast = ranks[0], ranks[-1]
+    if slow["pictures_per_s"] >= (1 - UNEVEN) * fast["pictures_per_s"]:
+        return []
+    return [
+        f"  rank {slow['rank']} makes {slow['pictures_per_s']:.1f} pictures/s (waiting for data "
+        f"{slow['data_wait']:.0%}), rank {fast['rank']} {fast['pictures_per_s']:.1f}"
+    ]
 
 
 def _dropped(line: Line) -> list[str]:
@@ -117,6 +156,22 @@ def _dropped(line: Line) -> list[str]:
         return []
     parts = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
     return [f"dropped {sum(counts.values())} ({parts})"]
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory, in 10^9 bytes, that this process has had so far.
+
+    Args:
+        device: a GPU: what torch has allocated on it; else what the process had in RAM.
+    """
+    if device.type == "cuda":
+        from torch import cuda
+
+        return cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (most if sys.platform == "darwin" else most * 1024) / 1e9
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 ::
 
     s3://bucket/runs/pretrain-16m-20261125-021530/
-      run.json, recipe.yaml, metrics.jsonl, best.json
+      run.json, recipe.yaml, metrics.jsonl, best.json, trackers.json
       checkpoints/step-00000100/...
 
 What is there is a run folder like the local one, and holds the same checkpoints. A checkpoint's
@@ -31,7 +31,7 @@ from xvlm_core.train.files import remove_tree
 WAITS_S = (1.0, 5.0, 20.0)
 """Seconds before the second and each further try."""
 
-_RUN_FILES = ("recipe.yaml", "metrics.jsonl", "best.json", "run.json")
+_RUN_FILES = ("recipe.yaml", "metrics.jsonl", "best.json", "trackers.json", "run.json")
 _LINKS = ".uploading"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _READ_ONLY = ("http", "https")
