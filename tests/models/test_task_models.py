@@ -145,6 +145,23 @@ def test_shared_keys_are_stored_once_and_learn_from_both_pictures(nlvr2: NLVR2) 
     assert weight.grad.abs().max() > 0
 
 
+def test_activation_checkpointing_gives_the_same_gradients_to_shared_keys(nlvr2: NLVR2) -> None:
+    def gradients() -> dict[str, Tensor]:
+        nlvr2.zero_grad()
+        texts, rows = PackedTexts.from_lists(TEXTS), torch.arange(4)
+        states = nlvr2.train().read(pictures(8), texts, rows, rows + 4)
+        nlvr2.statement_logits(states.first()).square().sum().backward()
+        return {n: p.grad for n, p in nlvr2.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    assert {n for n, _ in nlvr2.named_parameters()} - set(plain) == {
+        f"{head}.{part}" for head in ("ta_head", "vision_proj") for part in ("weight", "bias")
+    }
+    nlvr2.checkpoint_activations()
+    again = gradients()
+    assert all(torch.equal(value, again[name]) for name, value in plain.items())
+
+
 def test_the_order_of_the_pictures_matters_and_the_batch_does_not(nlvr2: NLVR2) -> None:
     texts, rows, images = PackedTexts.from_lists(TEXTS), torch.arange(4), pictures(8)
     with torch.no_grad():

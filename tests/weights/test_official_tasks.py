@@ -79,6 +79,12 @@ def test_picture_size_and_window_come_from_the_masks_and_tables(image, window, d
         assert "no vision_encoder.layers.0.blocks.1.attn_mask: 64 px" in without.notes[0]
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_the_first_cross_layer_is_found(first):
+    text = shape_of(official_file("vqa", fusion_layer=first), "vqa").config.text
+    assert (text.fusion_layer, text.num_layers) == (first, 4)
+
+
 def test_a_text_stack_whose_heads_no_shape_shows_is_asked_for():
     official = official_file("retrieval", hidden_size=48, num_heads=4)
     with pytest.raises(CheckpointError, match="how many heads share the width of 48") as caught:
