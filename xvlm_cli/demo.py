@@ -190,7 +190,7 @@ def _train(
     from xvlm_core.config.resolve import resolve
     from xvlm_core.tasks.registry import build_task, fingerprints
     from xvlm_core.train import runs
-    from xvlm_core.train.loop import train
+    from xvlm_core.train.session import train
     from xvlm_core.train.telemetry import console_telemetry
 
     flags: dict[str, Any] = {

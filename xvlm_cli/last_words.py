@@ -13,6 +13,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -64,7 +65,7 @@ def train_as_rank(request: training.Request, out: Output) -> None:
     own = RankOutput(out, rank)
     error: XvlmError | None = None
     try:
-        training.train(request, own)
+        training.train(replace(request, last_words=lambda error: report(own, error)), own)
     except KeyboardInterrupt:
         error = outputs.Interrupted("interrupted", signal.SIGINT)
     except _Terminated:
@@ -80,7 +81,11 @@ def train_as_rank(request: training.Request, out: Output) -> None:
         _leave(out, code)
     if rank == 0:
         out.result(own.value, own.text)
-    elif error is None or (code in _COMMON and request.place.local_rank > 0):
+    elif (
+        error is None
+        or error.raised_on_all  # rank 0 says it
+        or (code in _COMMON and request.place.local_rank > 0)
+    ):
         _leave(out, code)
     else:
         out.json = False  # the one document is that of rank 0

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,14 @@ from xvlm_cli.resuming import nothing_left, recipe_to_resume, run_to_resume
 from xvlm_core.config.resolve import Resolved, resolve
 from xvlm_core.config.schema import Recipe
 from xvlm_core.config.yaml_tree import leaves
-from xvlm_core.errors import CheckpointError, ConfigError, DataError, OutputError, XvlmError
+from xvlm_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LostRankError,
+    OutputError,
+    XvlmError,
+)
 from xvlm_core.tasks.registry import fingerprints, require_stores
 from xvlm_core.train import runs
 from xvlm_core.train.files import remove_tree
@@ -42,6 +49,7 @@ class Request:
     overwrite: bool
     dry_run: bool
     place: Place = ALONE
+    last_words: Callable[[LostRankError], object] | None = None
 
 
 def train(request: Request, out: Output) -> None:
@@ -62,7 +70,8 @@ def train(request: Request, out: Output) -> None:
         if request.output is not None and not request.dry_run and request.place.rank == 0:
             refuse_nonempty(request.output, overwrite=request.overwrite)
     if request.dry_run:
-        plan.show(resolved, out, start_from=_start_from(resolved, run, out, lenient=True))
+        first = _start_from(resolved, run, out, lenient=True)
+        plan.show(resolved, out, start_from=first, ranks=request.place.world_size)
         return
     require_stores(resolved.recipe, resolved.name)
     if run is not None:
@@ -133,8 +142,9 @@ def _train_here(
 ) -> None:
     """This rank's part of a run; all do the same, and rank 0 writes and speaks."""
     from xvlm_core.tasks.registry import build_task
-    from xvlm_core.train.loop import train as train_loop
     from xvlm_core.train.parts import settle_parts
+    from xvlm_core.train.session import train as train_loop
+    from xvlm_core.weights.provenance import remember_start
 
     ranks.require_equal(_what_ranks_share(resolved))
     if start_from is None and run is None:
@@ -146,7 +156,7 @@ def _train_here(
     fresh = run is None
 
     def created() -> runs.RunInfo:
-        return runs.create(
+        made = runs.create(
             request.output,
             recipe=recipe,
             recipe_name=resolved.name,
@@ -155,13 +165,21 @@ def _train_here(
             stores=fingerprints(recipe),
             overwrite=request.overwrite,
         )
+        remember_start(made)  # later the model may be gone
+        return made
 
     run = run or ranks.main_does(created)
     out.note(f"run {run.folder}")
     telemetry = _telemetry(recipe, run, out, ranks)
     try:
         result = train_loop(
-            task, recipe, run, resume=request.resume, telemetry=telemetry, ranks=ranks
+            task,
+            recipe,
+            run,
+            resume=request.resume,
+            telemetry=telemetry,
+            ranks=ranks,
+            last_words=request.last_words,
         )
     except XvlmError:
         never_began = not run.checkpoints.is_dir() and not run.metrics.is_file()

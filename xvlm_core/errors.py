@@ -17,10 +17,14 @@ class XvlmError(Exception):
         where: the file, record, key or step where it was seen.
         try_: what to type next (a command, a key, a value).
         details: further findings of the same kind, one line each (all are reported together).
+
+    Attributes:
+        raised_on_all: every process of the run raises it: rank 0 says it.
     """
 
     exit_code = 1
     code = "error"
+    raised_on_all = False
 
     def __init__(
         self,

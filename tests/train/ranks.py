@@ -45,7 +45,7 @@ def _child(function: Any, place: Place, arguments: tuple[Any, ...], results: Any
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(ranks, *arguments)`` returns on each rank, or the exception that it raised."""
+    """What ``function(ranks, *arguments)`` returns on each rank, or what it raised."""
     results = _CONTEXT.Queue()
     processes = [
         _CONTEXT.Process(target=_child, args=(function, place, arguments, results))

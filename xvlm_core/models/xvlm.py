@@ -37,6 +37,8 @@ class XVLM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # what ZeRO 3 may gather layer by layer; a task empties it where a part may skip them
+        self.runs_in_every_part: tuple[str, ...] = ("vision", "text.layers")
         heads, text_width = set(config.heads), config.text.hidden_size
         self.vision = VisionEncoder(config.vision)
         self.text = TextEncoder(config.text, config.vision.width, with_lm_head="masked_lm" in heads)
@@ -113,6 +115,11 @@ class XVLM(nn.Module):
         """Clamp the temperature in place, as the released code does before each use."""
         with torch.no_grad():
             self.temp.clamp_(*self.config.temperature_range)
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Parameters that stay between two values, and these."""
+        return {"temp": self.config.temperature_range} if hasattr(self, "temp") else {}
 
     # ------------------------------------------------------------------ heads
 

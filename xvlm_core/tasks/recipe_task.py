@@ -60,6 +60,8 @@ class RecipeTask(ABC):
     def build_model(self, *, first_weights: bool = True) -> nn.Module:
         """A model with the task's heads, from the weights that the recipe names."""
         model = XVLM(self.config)
+        if not self._always_fuses():
+            model.runs_in_every_part = ()
         if not first_weights:
             return model
         if self.start_from is not None:
@@ -69,6 +71,13 @@ class RecipeTask(ABC):
         self.notes += first.notes
         self.first_weights = first.lines
         return model
+
+    def _always_fuses(self) -> bool:
+        """Whether a loss sends each text of each part through the cross encoder, from the start."""
+        losses = self.recipe.losses
+        return any(
+            loss.weight > 0 and loss.start == 0 for loss in (losses.matching, losses.masked_lm)
+        )
 
     def save_model(self, model: nn.Module, folder: Path) -> None:
         """Write a model folder."""

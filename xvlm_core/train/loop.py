@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from xvlm_core.train.engines.build import build_engine
 from xvlm_core.train.evaluation import evaluate
 from xvlm_core.train.exchange import Outcome, Ready, Whole, first_signal, outcome_of, summed
 from xvlm_core.train.feeding import feed_from
+from xvlm_core.train.files import write_atomically
 from xvlm_core.train.interrupts import Interrupts
 from xvlm_core.train.journal import Journal, read_scores
 from xvlm_core.train.parts import (
@@ -41,11 +41,13 @@ from xvlm_core.train.parts import (
 )
 from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.running import RunningStatistics
-from xvlm_core.train.runs import Best, RunInfo, locked
+from xvlm_core.train.runs import Best, RunInfo, resume_command
 from xvlm_core.train.saving import Keeper, resume_folder
 from xvlm_core.train.schedule import Plan, total_steps
 from xvlm_core.train.state import Counters, add_counts
 from xvlm_core.train.telemetry import Telemetry
+from xvlm_core.train.watch import Watch
+from xvlm_core.weights.provenance import write_provenance
 
 _NAMED_RECORDS = 4
 
@@ -73,65 +75,9 @@ class TrainResult:
     overflows: int = 0
 
 
-def train(
-    task: Task,
-    recipe: Recipe,
-    run: RunInfo,
-    *,
-    resume: bool,
-    telemetry: Telemetry,
-    ranks: Ranks | None = None,
-) -> TrainResult:
-    """Train to the end of the recipe, to a signal, or to divergence. All ranks call it alike.
+class Loop:
+    """A run while it is trained; see :func:`xvlm_core.train.session.train`."""
 
-    Args:
-        task: model, data, losses, predictions, scores. May have ``official_name``, a function
-            that gives the released code's name of a parameter (for ``compat: official``).
-        recipe: the resolved recipe.
-        run: the run's folder; its status is kept up to date by rank 0, which alone writes to it.
-        resume: continue from the newest whole checkpoint (from the start if there is none yet).
-        telemetry: what is shown (closed at the end); ``metrics.jsonl`` is written in any case.
-        ranks: the processes; None: this one alone.
-
-    Raises:
-        DivergedError: a loss or the gradient is not finite. The update was not made.
-        CheckpointError: (resume) all checkpoints are damaged.
-        OutputError: another process trains this run, or its folder cannot be written.
-        DataError: from the task's feed, or more samples were bad than ``data.max_bad`` allows.
-        LostRankError: another process of the run is gone.
-    """
-    ranks = ranks or Ranks()
-    with contextlib.ExitStack() as stack:
-        ranks.main_does(lambda: stack.enter_context(locked(run.folder)) and None)
-        interrupts = stack.enter_context(Interrupts())
-        status = _Status(run, ranks)
-        status.write("running")
-        try:
-            loop = _Loop(task, recipe, run, telemetry, interrupts, resume, ranks)
-            with contextlib.closing(loop):
-                result = loop.run()
-        except DivergedError:
-            status.write("diverged")
-            raise
-        except BaseException:
-            status.write("interrupted")
-            raise
-        status.write("finished" if result.interrupted_by is None else "interrupted")
-        return result
-
-
-class _Status:
-    """The status of a run, written by rank 0."""
-
-    def __init__(self, run: RunInfo, ranks: Ranks) -> None:
-        self.run, self.is_main = run, ranks.is_main
-
-    def write(self, status: Any) -> None:
-        if self.is_main:
-            self.run.with_status(status)
-
-
-class _Loop:
     def __init__(
         self,
         task: Task,
@@ -141,11 +87,12 @@ class _Loop:
         interrupts: Interrupts,
         resume: bool,
         ranks: Ranks,
+        watch: Watch,
     ) -> None:
         recipe = settle_parts(recipe, ranks.world_size)
         assert recipe.train.micro_batches is not None
         self.task, self.recipe, self.run_info, self.ranks = task, recipe, run, ranks
-        self.interrupts = interrupts
+        self.interrupts, self.watch = interrupts, watch
         self.own_parts = recipe.train.micro_batches // ranks.world_size
         continued = ranks.main_does(lambda: resume_folder(run)) if resume else None
         built = ranks.together(lambda: build_engine(task, recipe, ranks, continued))
@@ -157,12 +104,11 @@ class _Loop:
             total_steps(recipe.schedule, self.feed.steps_per_epoch),
             official=recipe.compat == "official",
         )
-        verb = "pretrain" if recipe.task == "pretrain" else "finetune"
-        self.limit = BadSampleLimit(
-            recipe.data.max_bad,
-            self.feed.steps_per_epoch,
-            f"xvlm {verb} --resume -o {run.folder}",
-        )
+        per_epoch, again = self.feed.steps_per_epoch, resume_command(recipe, run)
+        self.limit = BadSampleLimit(recipe.data.max_bad, per_epoch, again)
+        if built.first_weights:
+            report = "\n".join([*built.first_weights, ""]).encode()
+            ranks.main_does(lambda: write_atomically(run.folder / "first_weights.txt", report))
         for note in built.notes:
             telemetry.note(note)
         self.keeper = Keeper(task, self.engine, run, recipe.train.keep_last, self.average)
@@ -264,6 +210,7 @@ class _Loop:
     def _update(self, number: int, batches: Sequence[Batch], sizes: Sequence[Sizes]) -> None:
         """One update: the parts of this rank, then a decision of all ranks, then the weights."""
         engine, at, recipe = self.engine, self.at, self.recipe
+        self.watch.beat(_where(at.step + 1, batches))
         first = self.ranks.rank * self.own_parts
         parts = shares(sizes)
         # none of the losses takes part yet, or there is nothing to learn from
@@ -384,6 +331,7 @@ class _Loop:
                 engine.device,
                 engine.precision,
                 ranks=self.ranks,
+                beat=self.watch.beat,
                 stop=lambda: self.interrupts.number is not None,
             )
         if made is None:
@@ -408,12 +356,21 @@ class _Loop:
 
     def _save(self) -> None:
         """A checkpoint of this step, unless there is one."""
+        if self.keeper.saved_step == self.at.step:
+            return
+        # the library that writes the weights keeps the interpreter meanwhile
+        with self.watch.holding(f"checkpoint of step {self.at.step}"):
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         self.at.seconds = self.now
         self.journal.sync()
         self.keeper.save(self.at, self._describe)
 
     def _describe(self, folder: Path) -> None:
         """What a checkpoint says of where it comes from."""
+        step = self.at.step
+        write_provenance(folder, self.run_info, step, self.evaluated.get(step, {}))
 
     def close(self) -> None:
         """Close the engine, the log and the console."""

@@ -13,11 +13,12 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from xvlm_core.errors import ConfigError, LostRankError, UsageError, XvlmError
 from xvlm_core.train.launch import Place
@@ -37,8 +38,8 @@ class Ranks:
 
     def __init__(self, place: Place | None = None) -> None:
         self.place = place or Place()
-        self.store: dist.TCPStore | None = None
-        self._control: dist.ProcessGroup | None = None
+        self.store: TCPStore | None = None
+        self._control: Any = None
 
     @property
     def rank(self) -> int:
@@ -88,8 +89,7 @@ class Ranks:
             return action()
         result, error = _attempt(action) if self.is_main else (None, None)
         results = self.agree((result, error))
-        if results[0][1] is not None:
-            raise results[0][1]
+        self.raise_first_of([results[0][1]])
         return results[0][0]  # type: ignore[return-value]
 
     def require_equal(self, mine: Mapping[str, str]) -> None:
@@ -128,7 +128,8 @@ class Ranks:
         for rank, found in enumerate(errors):
             if found is not None:
                 if rank and not found.where:
-                    found.where = f"process {rank} of {self.world_size}"
+                    found.where = f"rank {rank} of {self.world_size}"
+                found.raised_on_all = self.world_size > 1
                 raise found
 
     # ------------------------------------------------------------------ tensors
@@ -201,7 +202,7 @@ def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> It
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("run", ranks.store),
+            store=PrefixStore("run", ranks.store),
             rank=place.rank,
             world_size=place.world_size,
             timeout=timeout,
@@ -217,13 +218,13 @@ def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> It
 _MEETING_SECONDS = 120.0
 
 
-def _meet(place: Place) -> dist.TCPStore:
+def _meet(place: Place) -> TCPStore:
     """The store of the run: rank 0 holds it (torchrun's agent may hold it already)."""
     assert place.master is not None
     host, _, port = place.master.rpartition(":")
     agents = place.by == "torchrun" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        return dist.TCPStore(
+        return TCPStore(
             host,
             int(port),
             world_size=place.world_size,

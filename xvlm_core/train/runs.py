@@ -308,6 +308,12 @@ def read(folder: Path) -> RunInfo:
         ) from error
 
 
+def resume_command(recipe: Recipe, run: RunInfo) -> str:
+    """What to type to go on with a run."""
+    verb = "pretrain" if recipe.task == "pretrain" else "finetune"
+    return f"xvlm {verb} --resume -o {run.folder}"
+
+
 def check_recipe(run: RunInfo) -> None:
     """The recipe of a run that goes on must be the one it was started with, to the byte.
 

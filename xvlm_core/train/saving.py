@@ -90,18 +90,13 @@ class Keeper:
         self.saved_step = at.step
         return at
 
-    def save(self, at: Counters, described: Callable[[Path], None]) -> Path | None:
-        """A checkpoint of this step, on rank 0, unless there is one. All ranks call it.
+    def save(self, at: Counters, described: Callable[[Path], None]) -> Path:
+        """A checkpoint of this step, on rank 0. All ranks call it.
 
         Args:
             at: where the run stands.
             described: writes what else belongs into the folder.
-
-        Returns:
-            The folder; None: there was one already.
         """
-        if self.saved_step == at.step:
-            return None
         state = self.engine.optimizer_state()
         if self.average is not None and self.engine.ranks.is_main:
             live = self.engine.model.state_dict()

@@ -83,7 +83,7 @@ class Watch:
         folder: Path,
         *,
         resume: str | None = None,
-        last_words: Callable[[LostRankError], None] | None = None,
+        last_words: Callable[[LostRankError], object] | None = None,
         timing: Timing | None = None,
     ) -> None:
         self._place, self._folder = place, folder

@@ -22,11 +22,19 @@ from xvlm_core.train.saving import load_live_weights
 
 @dataclass(frozen=True)
 class Built:
-    """An engine, the moving average of its weights if there is one, and what is worth saying."""
+    """An engine, and what is worth saying of it.
+
+    Attributes:
+        engine: with its model on its device.
+        average: the moving average of the weights, if there is one.
+        notes: lines for the console.
+        first_weights: where each tensor came from; empty for a run that goes on.
+    """
 
     engine: Engine
     average: Ema | None
     notes: list[str]
+    first_weights: list[str]
 
 
 def build_engine(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | None) -> Built:
@@ -51,6 +59,7 @@ def build_engine(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | Non
     torch.manual_seed(recipe.seed)
     model = task.build_model(first_weights=continued is None)
     notes = list(task.notes) if continued is None else []
+    first = list(getattr(task, "first_weights", [])) if continued is None else []
     if continued is not None:
         load_live_weights(task, model, continued)
     model.to(device).train()
@@ -69,7 +78,7 @@ def build_engine(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | Non
     if settings.engine == "torch":
         scale = settings.loss_scale
         engine: Engine = TorchEngine(model, optimizer, device, precision, ranks, scale)
-        return Built(engine, average, notes)
+        return Built(engine, average, notes, first)
     if average is not None:
         raise ConfigError(
             "the moving average needs the whole weights after each update, which DeepSpeed shares "
@@ -79,4 +88,5 @@ def build_engine(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | Non
         )
     from xvlm_core.train.engines.deepspeed import DeepSpeedEngine
 
-    return Built(DeepSpeedEngine(model, optimizer, settings, device, precision, ranks), None, notes)
+    engine = DeepSpeedEngine(model, optimizer, settings, device, precision, ranks)
+    return Built(engine, None, notes, first)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch import nn
 
 from xvlm_core.config.schema import TrainSection
@@ -143,7 +144,7 @@ class Session:
             if not dist.is_initialized():  # one process: no other group will be made for it
                 dist.init_process_group(
                     "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                    store=dist.HashStore(),
+                    store=HashStore(),
                     rank=0,
                     world_size=1,
                 )
@@ -187,8 +188,8 @@ def _own_broadcast() -> Iterator[None]:
 
 def _forget_groups() -> None:
     """Drop the process groups that DeepSpeed keeps: they would outlive those of the run."""
-    groups = importlib.import_module("deepspeed.utils.groups")
-    comm = importlib.import_module("deepspeed.comm.comm")
+    groups: Any = importlib.import_module("deepspeed.utils.groups")
+    comm: Any = importlib.import_module("deepspeed.comm.comm")
     if dist.is_initialized() and groups._WORLD_GROUP is not None:
         dist.destroy_process_group(groups._WORLD_GROUP)
     groups._WORLD_GROUP = None

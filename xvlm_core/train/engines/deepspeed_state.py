@@ -97,7 +97,7 @@ class Slice:
     def __init__(self, own: Tensor, parameters: Mapping[str, nn.Parameter], vector: Tensor) -> None:
         self.own = own
         self.members: Sequence[Member] = [
-            Member(name, p.shape, p.storage_offset() - vector.storage_offset(), p.numel())
+            Member(name, p.shape, int(p.storage_offset() - vector.storage_offset()), p.numel())
             for name, p in parameters.items()
         ]
 

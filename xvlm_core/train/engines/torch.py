@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from xvlm_core.train.engines.base import Update
 from xvlm_core.train.optim import set_lr
 from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.state import load_optimizer_tensors, optimizer_tensors
+
+_OLD_NAME = "broadcast_buffers"
 
 
 class Forward(nn.Module):
@@ -65,10 +68,13 @@ class TorchEngine:
         self.ranks = ranks
         self._forward: nn.Module = Forward(model)
         if ranks.world_size > 1:
+            # running statistics are averaged by the loop; the option changed its name in torch 2.14
+            options = inspect.signature(DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in options else _OLD_NAME
             self._forward = DistributedDataParallel(
                 self._forward,
-                broadcast_buffers=False,  # running statistics are averaged by the loop
                 find_unused_parameters=True,  # a part may lack one of the losses
+                **{name: False},  # type: ignore[arg-type]
             )
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._scaler = _scaler(device, loss_scale) if precision == "fp16" else None

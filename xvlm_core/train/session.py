@@ -1,0 +1,88 @@
+"""One session of a run: from its start, or its last checkpoint, to its end or a signal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from xvlm_core.config.schema import Recipe
+from xvlm_core.errors import DivergedError, LostRankError
+from xvlm_core.tasks.base import Task
+from xvlm_core.train.interrupts import Interrupts
+from xvlm_core.train.loop import Loop, TrainResult
+from xvlm_core.train.ranks import Ranks
+from xvlm_core.train.runs import RunInfo, locked, resume_command
+from xvlm_core.train.telemetry import Telemetry
+from xvlm_core.train.watch import Watch
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    run: RunInfo,
+    *,
+    resume: bool,
+    telemetry: Telemetry,
+    ranks: Ranks | None = None,
+    last_words: Callable[[LostRankError], object] | None = None,
+) -> TrainResult:
+    """Train to the end of the recipe, to a signal, or to divergence. All ranks call it alike.
+
+    Args:
+        task: model, data, losses, predictions, scores. May have ``official_name``, a function
+            that gives the released code's name of a parameter (for ``compat: official``).
+        recipe: the resolved recipe.
+        run: the run's folder; its status is kept up to date by rank 0, which alone writes to it.
+        resume: continue from the newest whole checkpoint (from the start if there is none yet).
+        telemetry: what is shown (closed at the end); ``metrics.jsonl`` is written in any case.
+        ranks: the processes; None: this one alone.
+        last_words: told of the error before a process ends that stands still, or whose peers are
+            gone (it ends with exit code 8, whatever it is doing).
+
+    Raises:
+        DivergedError: a loss or the gradient is not finite. The update was not made.
+        CheckpointError: (resume) all checkpoints are damaged.
+        OutputError: another process trains this run, or its folder cannot be written.
+        DataError: from the task's feed, or more samples were bad than ``data.max_bad`` allows.
+        LostRankError: another process of the run is gone.
+    """
+    ranks = ranks or Ranks()
+    with contextlib.ExitStack() as stack:
+        ranks.main_does(lambda: stack.enter_context(locked(run.folder)) and None)
+        interrupts = stack.enter_context(Interrupts())
+        watch = stack.enter_context(
+            Watch(
+                ranks.place,
+                ranks.store,
+                recipe.train.stall_seconds,
+                run.folder,
+                resume=resume_command(recipe, run),
+                last_words=last_words,
+            )
+        )
+        status = _Status(run, ranks)
+        status.write("running")
+        try:
+            loop = Loop(task, recipe, run, telemetry, interrupts, resume, ranks, watch)
+            with contextlib.closing(loop):
+                result = loop.run()
+        except DivergedError:
+            status.write("diverged")
+            raise
+        except BaseException:
+            status.write("interrupted")
+            raise
+        status.write("finished" if result.interrupted_by is None else "interrupted")
+        return result
+
+
+class _Status:
+    """The status of a run, written by rank 0."""
+
+    def __init__(self, run: RunInfo, ranks: Ranks) -> None:
+        self.run, self.is_main = run, ranks.is_main
+
+    def write(self, status: Any) -> None:
+        if self.is_main:
+            self.run.with_status(status)
