@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xvlm_core.errors import CheckpointError
+from xvlm_core.models.build import build_model
 from xvlm_core.models.sizes import ModelConfig
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def load_model_folder(folder: Path) -> LoadedModel:
     from xvlm_core.models.xvlm import XVLM
 
     info = read_info(folder)
-    model = XVLM(info.config).eval()
+    model = build_model(info.config).eval()
     load_weights(model, folder)
     try:
         tokenizer = Tokenizer.from_file(folder / TOKENIZER)
