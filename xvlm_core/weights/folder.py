@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xvlm_core.errors import CheckpointError
-from xvlm_core.models.build import build_model
 from xvlm_core.models.sizes import ModelConfig
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def load_model_folder(folder: Path) -> LoadedModel:
         CheckpointError: missing, damaged, truncated or inconsistent.
     """
     from xvlm_core.data.tokenizer import Tokenizer
-    from xvlm_core.models.xvlm import XVLM
+    from xvlm_core.models.build import build_model
 
     info = read_info(folder)
     model = build_model(info.config).eval()
