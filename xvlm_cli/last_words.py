@@ -61,6 +61,8 @@ def train_as_rank(request: training.Request, out: Output) -> None:
     """
     from xvlm_cli.app import _Terminated
 
+    # or else every rank prints what torch's C++ thinks of each broken connection
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     rank = request.place.rank
     own = RankOutput(out, rank)
     error: XvlmError | None = None

@@ -32,7 +32,7 @@ from xvlm_core.train.launch import ALONE, Place
 
 if TYPE_CHECKING:
     from xvlm_core.train.ranks import Ranks
-    from xvlm_core.train.telemetry import Telemetry
+    from xvlm_core.train.telemetry import Sink, Telemetry
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,15 @@ def _train_here(
 
 def _telemetry(recipe: Recipe, run: runs.RunInfo, out: Output, ranks: Ranks) -> Telemetry:
     from xvlm_core.train.telemetry import Telemetry, console_telemetry
+    from xvlm_core.train.trackers import open_trackers
 
-    if not ranks.is_main:
-        return Telemetry()
-    return console_telemetry(quiet=out.quiet)
+    trackers: list[Sink] = []
+
+    def start() -> None:
+        trackers.extend(open_trackers(recipe.train.track, run, recipe))
+
+    ranks.main_does(start)
+    return console_telemetry(quiet=out.quiet, others=trackers) if ranks.is_main else Telemetry()
 
 
 def _what_ranks_share(resolved: Resolved) -> dict[str, str]:

@@ -14,7 +14,7 @@ from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.runs import RunInfo
 from xvlm_core.train.schedule import Plan
 from xvlm_core.train.state import Counters, Window
-from xvlm_core.train.telemetry import MetricsFile, Outlook, Telemetry
+from xvlm_core.train.telemetry import MetricsFile, Outlook, Telemetry, memory_gb
 
 
 @dataclass
@@ -74,6 +74,7 @@ class Journal:
             "pictures_per_s": sum(rates["pictures_per_s"] for rates in said),
             "data_wait": max(rates["data_wait"] for rates in said),
             "seconds": now,
+            "memory_gb": memory_gb(device),
             "counts": window.counts,
             "dropped": dict(at.dropped),
         }

@@ -46,6 +46,7 @@ from xvlm_core.train.saving import Keeper, resume_folder
 from xvlm_core.train.schedule import Plan, total_steps
 from xvlm_core.train.state import Counters, add_counts
 from xvlm_core.train.telemetry import Telemetry
+from xvlm_core.train.upload import Uploader
 from xvlm_core.train.watch import Watch
 from xvlm_core.weights.provenance import write_provenance
 
@@ -88,11 +89,12 @@ class Loop:
         resume: bool,
         ranks: Ranks,
         watch: Watch,
+        uploader: Uploader | None,
     ) -> None:
         recipe = settle_parts(recipe, ranks.world_size)
         assert recipe.train.micro_batches is not None
         self.task, self.recipe, self.run_info, self.ranks = task, recipe, run, ranks
-        self.interrupts, self.watch = interrupts, watch
+        self.interrupts, self.watch, self.uploader = interrupts, watch, uploader
         self.own_parts = recipe.train.micro_batches // ranks.world_size
         continued = ranks.main_does(lambda: resume_folder(run)) if resume else None
         built = ranks.together(lambda: build_engine(task, recipe, ranks, continued))
@@ -365,7 +367,9 @@ class Loop:
     def _write_checkpoint(self) -> None:
         self.at.seconds = self.now
         self.journal.sync()
-        self.keeper.save(self.at, self._describe)
+        folder = self.keeper.save(self.at, self._describe)
+        if self.uploader is not None:
+            self.uploader.checkpoint(folder)
 
     def _describe(self, folder: Path) -> None:
         """What a checkpoint says of where it comes from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xvlm_core.config.schema import Recipe
@@ -14,6 +14,7 @@ from xvlm_core.train.loop import Loop, TrainResult
 from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.runs import RunInfo, locked, resume_command
 from xvlm_core.train.telemetry import Telemetry
+from xvlm_core.train.upload import Uploader
 from xvlm_core.train.watch import Watch
 
 
@@ -61,10 +62,12 @@ def train(
                 last_words=last_words,
             )
         )
+        # closed after the status is written: the copy has it too
+        uploader = stack.enter_context(_uploads(recipe, run, ranks, telemetry, interrupts))
         status = _Status(run, ranks)
         status.write("running")
         try:
-            loop = Loop(task, recipe, run, telemetry, interrupts, resume, ranks, watch)
+            loop = Loop(task, recipe, run, telemetry, interrupts, resume, ranks, watch, uploader)
             with contextlib.closing(loop):
                 result = loop.run()
         except DivergedError:
@@ -75,6 +78,33 @@ def train(
             raise
         status.write("finished" if result.interrupted_by is None else "interrupted")
         return result
+
+
+_UPLOAD_SECONDS = 600.0
+_GRACE_SECONDS = 10.0
+"""Of the 30 s that a scheduler leaves after SIGTERM."""
+
+
+@contextlib.contextmanager
+def _uploads(
+    recipe: Recipe, run: RunInfo, ranks: Ranks, telemetry: Telemetry, interrupts: Interrupts
+) -> Iterator[Uploader | None]:
+    """What copies the checkpoints elsewhere, if the recipe says where to; on rank 0 alone."""
+    url = recipe.train.upload
+    uploader: Uploader | None = None
+
+    def start() -> None:
+        nonlocal uploader
+        uploader = None if url is None else Uploader(url, run.folder)
+
+    ranks.main_does(start)
+    try:
+        yield uploader
+    finally:
+        if uploader is not None:
+            stopped = interrupts.number is not None
+            for line in uploader.close(_GRACE_SECONDS if stopped else _UPLOAD_SECONDS).lines():
+                telemetry.note(line)
 
 
 class _Status:

@@ -106,12 +106,20 @@ class Telemetry:
             sink.close()
 
 
-def console_telemetry(*, quiet: bool = False, stream: TextIO | None = None) -> Telemetry:
-    """A live bar if the stream (standard error) is a terminal, else a plain line each log line."""
+def console_telemetry(
+    *, quiet: bool = False, stream: TextIO | None = None, others: Sequence[Sink] = ()
+) -> Telemetry:
+    """A live bar if the stream (standard error) is a terminal, else a plain line each log line.
+
+    Args:
+        quiet: neither of them.
+        stream: None: standard error.
+        others: sinks besides.
+    """
     if quiet:
-        return Telemetry()
+        return Telemetry(others)
     stream = stream or sys.stderr
-    return Telemetry([BarSink(stream) if stream.isatty() else PlainSink(stream)])
+    return Telemetry([BarSink(stream) if stream.isatty() else PlainSink(stream), *others])
 
 
 def describe(line: Line, outlook: Outlook) -> str:
