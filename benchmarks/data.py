@@ -100,14 +100,14 @@ class Steps:
         self.kind = kind
         self.stream = StoreStream([store], "train", size.batch, 0, kind)
 
-    def batches(self, step: int) -> tuple[Any, ...]:
+    def batches(self, step: int, part: int = 0) -> tuple[Any, ...]:
         """The batch of a step."""
         from xvlm_core.data.collate import pretrain_batch
 
         if self.kind == "pictures":
             return (self._pictures(step),)
         make = self.maker.of_caption if self.kind == "captions" else self.maker.of_regions
-        samples, dropped = self.stream.samples(step, make)
+        samples, dropped = self.stream.samples(step, part, make)
         return (pretrain_batch(samples, dropped=dropped),)
 
     def _pictures(self, step: int) -> Pictures:
@@ -124,7 +124,7 @@ class Steps:
             side = self.maker.settings.image_size
             return Sample(record.id, augment.pretrain_picture(image, rng, side), ())
 
-        samples, _ = self.stream.samples(step, make)
+        samples, _ = self.stream.samples(step, part, make)
         whole = np.stack([sample.picture for sample in samples])
         return Pictures(torch.from_numpy(whole).permute(0, 3, 1, 2).contiguous())
 

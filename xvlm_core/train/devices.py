@@ -34,6 +34,7 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> 
             f"process {local_rank} of this machine has no GPU: PyTorch sees {n_devices}",
             try_=f"--gpus {n_devices}, or --device cpu",
         )
+    torch.cuda.set_device(local_rank)  # what libraries allocate without being asked goes there too
     return torch.device("cuda", local_rank)
 
 

@@ -142,7 +142,7 @@ def load_live_weights(task: Task, model: nn.Module, folder: Path) -> None:
         CheckpointError: damaged, or of another model.
     """
     task.load_weights(model, folder)
-    live = _taken(read_tensors(folder), _LIVE)
+    live = _taken(read_tensors(folder, under=_LIVE), _LIVE)
     if live:
         model.load_state_dict(live)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xvlm_core.errors import CheckpointError
@@ -153,15 +153,21 @@ def read_counters(folder: Path) -> Counters:
         ) from error
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path, *, under: str = "") -> dict[str, Tensor]:
     """The tensors of a checkpoint's training state.
+
+    Args:
+        folder: the checkpoint.
+        under: only those whose names begin so.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     path = folder / OPTIMIZER_FILE
     try:
-        return dict(load_file(path))
+        with safe_open(path, "pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(under)]  # noqa: SIM118
+            return {name: tensors.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"optimizer state of {folder.name} cannot be read: {error}",
