@@ -124,7 +124,7 @@ class Steps:
             side = self.maker.settings.image_size
             return Sample(record.id, augment.pretrain_picture(image, rng, side), ())
 
-        samples, _ = self.stream.samples(step, part, make)
+        samples, _ = self.stream.samples(step, 0, make)
         whole = np.stack([sample.picture for sample in samples])
         return Pictures(torch.from_numpy(whole).permute(0, 3, 1, 2).contiguous())
 
