@@ -145,12 +145,20 @@ def test_dry_run_shows_values_origins_and_sizes_and_writes_nothing(
     xvlm: Run, tmp_path: Path
 ) -> None:
     words = ("pretrain", "--recipe", "16m", "--seed", "3", "optim.lr=2.0e-4", "--dry-run")
-    done = xvlm(*words)
-    assert done.code == 0
-    assert "215,637,241" in done.out
     result = xvlm(*words, "--json").document()["result"]
     assert result["parameters"] == 215_637_241
-    assert result["memory_bytes"] == 16 * 215_637_241
+    alone, paper = result["memory"]
+    assert (alone["ranks"], paper["ranks"]) == (1, 24)
+    assert alone["micro_batches"] == paper["micro_batches"] == 24
+    engines = {(row["engine"], row["zero_stage"]): row for row in paper["engines"]}
+    assert set(engines) == {("torch", None), *(("deepspeed", stage) for stage in range(4))}
+    whole = 4 * 215_637_241
+    assert engines["torch", None]["optimizer"] == 2 * whole
+    assert engines["deepspeed", 1]["optimizer"] == 3 * whole // 24
+    assert all(row["peak"] > row["weights"] + row["optimizer"] for row in engines.values())
+    assert result["expected"]["gpus"] == 24
+    assert result["expected"]["days"] == pytest.approx(3.5, abs=0.05)
+    assert "3.5 days on 24 A100" in result["expected"]["text"]
     origins = {row["key"]: row["origin"] for row in result["values"]}
     assert origins["seed"] == "flag"
     assert origins["optim.lr"] == "override"
@@ -161,6 +169,36 @@ def test_dry_run_shows_values_origins_and_sizes_and_writes_nothing(
     assert all(store["command"].startswith("xvlm prepare-data") for store in result["stores"])
     assert result["steps"] == 200_000
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_is_for_the_ranks_that_are_asked_for(xvlm: Run) -> None:
+    words = (
+        "pretrain", "-r", "4m", "--dry-run", "model.size=tiny", "text.tokenizer=world",
+        "official_ranks=1",
+    )  # fmt: skip
+    done = xvlm(*words, "--gpus", "4")
+    assert "8 parts, 2 on each of 4 ranks" in done.out
+    assert "memory of one of 4 ranks, bf16" in done.out
+    assert "deepspeed, ZeRO 3" in done.out
+    assert "the longest there may be" in done.out
+    result = xvlm(*words, "--gpus", "4", "--json").document()["result"]
+    (only,) = result["memory"]
+    assert (only["ranks"], only["micro_batches"], only["texts_of"]) == (4, 8, [])
+    assert result["batch"]["micro_batches"] == 8
+    assert result["expected"] is None, "the paper's hardware is that of its own runs"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--gpus", "3"), "3 processes cannot share the 8 micro-batches"),
+        (("data.images.batch_size=100",), "8 equal parts: data.images.batch_size is 100"),
+    ],
+)
+def test_dry_run_refuses_a_batch_that_cannot_be_shared(
+    words: tuple[str, ...], says: str, xvlm: Run
+) -> None:
+    assert says in xvlm("pretrain", "-r", "4m", "--dry-run", *words).refusal(3)
 
 
 def test_dry_run_counts_the_steps_of_the_data_found(xvlm: Run, world_store: Path) -> None:
