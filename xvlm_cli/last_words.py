@@ -192,7 +192,7 @@ def _read(report: bytes) -> dict[str, Any] | None:
 def _error(said: Mapping[str, Any], rank: int, typed: str) -> XvlmError:
     """The error that a process reported."""
     try_ = said["try"]
-    if try_ and "--resume" in try_ and "--gpus" not in try_:
+    if try_ and "--resume -o" in try_ and "--gpus" not in try_:
         try_ = f"{try_} {typed}"
     error = XvlmError(
         said["what"] if rank == 0 else f"rank {rank}: {said['what']}",

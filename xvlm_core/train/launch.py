@@ -8,6 +8,7 @@ https://slurm.schedmd.com/srun.html (section OUTPUT ENVIRONMENT VARIABLES).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,14 @@ class Place:
 
 ALONE = Place()
 """One process, started by hand."""
+
+
+def restarts() -> str:
+    """How often torchrun has started the processes anew (``--max-restarts``).
+
+    They find the store as the ones before left it: what is written there has this in its name.
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 @dataclass(frozen=True)

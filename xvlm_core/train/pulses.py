@@ -7,7 +7,6 @@ a peer lives as long as what it writes changes.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
@@ -15,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
+
+from xvlm_core.train.launch import restarts
 
 State = Literal["alive", "done", "failed", "stalled", "ended"]
 """``done``: left as it should; ``failed``: with an error; ``stalled``, ``ended``: by its watch."""
@@ -130,8 +131,7 @@ class Pulses:
         self.answered_at = time.monotonic()
         self._pulse, self._world_size = pulse, world_size
         self._heartbeat, self._answer_seconds = heartbeat, answer_seconds
-        # torchrun starts the processes anew, around the same store
-        self._prefix = f"xvlm/pulse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._prefix = f"xvlm/pulse/{restarts()}"
         self._client: Any = None
         self._peers: dict[int, Peer] = {}
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -21,11 +22,12 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from xvlm_core.errors import ConfigError, LostRankError, UsageError, XvlmError
-from xvlm_core.train.launch import Place
+from xvlm_core.train.launch import Place, restarts
+from xvlm_core.train.network import choose_interface
 
 T = TypeVar("T")
 
-_RESUME = "xvlm ls runs, then --resume on the last one"
+_AGAIN = "start all processes again"
 
 
 class Ranks:
@@ -166,6 +168,12 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, XvlmError | None]:
         return None, error
 
 
+def _first_line(error: RuntimeError) -> str:
+    """What torch says, without the place in its source and the advice."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[[^\]]*:\d+\] |\. This is typically .*", "", line)[:200]
+
+
 @contextlib.contextmanager
 def _peers_may_be_gone() -> Iterator[None]:
     """A broken connection in place of an answer: another process died."""
@@ -174,8 +182,8 @@ def _peers_may_be_gone() -> Iterator[None]:
     except RuntimeError as error:  # gloo and NCCL have no type of their own for it
         raise LostRankError(
             "another process of this run is gone",
-            where=str(error).splitlines()[0][:200],
-            try_=_RESUME,
+            where=_first_line(error),
+            try_=_AGAIN,
         ) from error
 
 
@@ -198,11 +206,14 @@ def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> It
         return
     assert place.master is not None, "several processes meet at a place"
     ranks.store = _meet(place)
+    with _peers_may_be_gone():
+        choose_interface(place, ranks.store)
     timeout = timedelta(seconds=timeout_seconds)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore("run", ranks.store),
+            # torchrun starts the processes anew, around the same store
+            store=PrefixStore(f"run/{restarts()}", ranks.store),
             rank=place.rank,
             world_size=place.world_size,
             timeout=timeout,
@@ -242,6 +253,6 @@ def _meet(place: Place) -> TCPStore:
         raise LostRankError(
             f"the {place.world_size} processes of this run did not all come to {host}:{port}",
             where=f"process {place.rank} on {socket.gethostname()}: "
-            + str(error).splitlines()[0][:200],
+            + _first_line(error),
             try_="check that every node was started, and that the port is open",
         ) from error

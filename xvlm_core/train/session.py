@@ -73,7 +73,9 @@ def train(
         except DivergedError:
             status.write("diverged")
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, LostRankError):  # now it is known which run goes on
+                error.try_ = resume_command(recipe, run)
             status.write("interrupted")
             raise
         status.write("finished" if result.interrupted_by is None else "interrupted")
