@@ -360,8 +360,13 @@ class Loop:
         """A checkpoint of this step, unless there is one."""
         if self.keeper.saved_step == self.at.step:
             return
+        where = f"checkpoint of step {self.at.step}"
+        if not self.ranks.is_main:
+            self.watch.beat(where)
+            self._write_checkpoint()
+            return
         # the library that writes the weights keeps the interpreter meanwhile
-        with self.watch.holding(f"checkpoint of step {self.at.step}"):
+        with self.watch.holding(where):
             self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:

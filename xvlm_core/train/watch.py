@@ -137,6 +137,9 @@ class Watch:
         finally:
             self._pulse.holding = False
             self.beat(where)
+            if self._pulses is not None:
+                # said now: a peer that is lost before it says so would be waited for as long
+                self._pulses.publish(0)
 
     def __exit__(
         self,
