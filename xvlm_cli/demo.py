@@ -148,12 +148,11 @@ def _claim(folder: Path, overwrite: bool) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove what an earlier demo left, and nothing else."""
-    from xvlm_core.train import runs
-    from xvlm_core.train.files import remove_tree
+    from xvlm_core.train.files import locked, remove_tree
 
     for run in (folder / "runs" / "pretrain", folder / "runs" / "grounding"):
         if run.is_dir():
-            with runs.locked(run):
+            with locked(run):
                 remove_tree(run)
     if (folder / "data" / "world").is_dir():
         remove_tree(folder / "data" / "world")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.train.toy import ToyFeed, ToyTask, in_process, run_toy, toy_recipe
 from xvlm_core.errors import CheckpointError, DataError, DivergedError, OutputError
 from xvlm_core.train import checkpoint, runs
+from xvlm_core.train.files import locked
 from xvlm_core.train.parts import seed_of
 from xvlm_core.train.telemetry import TIMES
 
@@ -266,14 +267,14 @@ def test_max_seconds_ends_the_run_and_lowers_the_rate_over_time(
 def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     run = runs.create(tmp_path / "run", recipe=toy_recipe(), recipe_name="toy", command="")
     (run.folder / "old").touch()
-    with runs.locked(run.folder):
+    with locked(run.folder):
         assert in_process(_locked_out, run) == 0
     assert (run.folder / "old").exists()
 
 
 def _locked_out(run: runs.RunInfo) -> None:
     words = "trained by another process"
-    with pytest.raises(OutputError, match=words), runs.locked(run.folder):
+    with pytest.raises(OutputError, match=words), locked(run.folder):
         pass
     with pytest.raises(OutputError, match=words):  # nor is it deleted under the other's feet
         runs.create(run.folder, recipe=toy_recipe(), recipe_name="toy", command="", overwrite=True)

@@ -6,10 +6,14 @@ writes the model), so that a test can stop it at each single operation in turn.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from xvlm_core.errors import OutputError
 
 
 class Files:
@@ -83,3 +87,29 @@ def json_bytes(value: Any) -> bytes:
     """Readable JSON with a final newline. A file name that is no UTF-8 is escaped."""
     text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     return text.encode(errors="backslashreplace")  # a lone surrogate: as JSON escapes it
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process trains a run. The lock goes with the process, however it ends.
+
+    Raises:
+        OutputError: another process is training this run.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such lock on this system
+        yield
+        return
+    with (folder / ".lock").open("a+") as stream:
+        try:
+            # a record lock: unlike flock's it is not inherited by loader workers, which may
+            # outlive a killed process by some seconds
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"run {folder.name} is being trained by another process",
+                where=str(folder),
+                try_="wait for it, or start another run",
+            ) from error
+        yield

@@ -19,7 +19,7 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -31,7 +31,7 @@ import yaml
 from xvlm_core.config.schema import Recipe
 from xvlm_core.errors import CheckpointError, DataError, OutputError
 from xvlm_core.train import checkpoint as checkpoints
-from xvlm_core.train.files import json_bytes, remove_tree, write_atomically
+from xvlm_core.train.files import json_bytes, locked, remove_tree, write_atomically
 
 Status = Literal["running", "finished", "interrupted", "diverged"]
 SCHEMA_VERSION = 1
@@ -376,29 +376,3 @@ def newest(root: Path | None = None, task: str | None = None) -> RunInfo | None:
         if (task is None or run.task == task) and run.checkpoint() is not None:
             return run
     return None
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one process trains a run. The lock goes with the process, however it ends.
-
-    Raises:
-        OutputError: another process is training this run.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this system
-        yield
-        return
-    with (folder / ".lock").open("a+") as stream:
-        try:
-            # a record lock: unlike flock's it is not inherited by loader workers, which may
-            # outlive a killed process by some seconds
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(
-                f"run {folder.name} is being trained by another process",
-                where=str(folder),
-                try_="wait for it, or start another run",
-            ) from error
-        yield
