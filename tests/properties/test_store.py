@@ -364,23 +364,23 @@ def test_a_refused_store_leaves_nothing_behind(
     st.integers(1, 40),
     st.integers(1, 3),
 )
-def test_ranks_share_each_step_and_each_pass_has_every_record_once(
-    sizes: list[int], share: int, ranks: int, seed: int, block: int, passes: int
+def test_parts_share_each_step_and_each_pass_has_every_record_once(
+    sizes: list[int], share: int, parts: int, seed: int, block: int, passes: int
 ) -> None:
     numbers = [np.arange(size) * 3 + store for store, size in enumerate(sizes)]
-    batch = share * ranks
+    batch = share * parts
     alone = Stream(numbers, batch, seed, name="pictures", block=block)
-    shared = Stream(numbers, batch, seed, name="pictures", block=block, world_size=ranks)
+    shared = Stream(numbers, batch, seed, name="pictures", block=block, parts=parts)
     total = sum(sizes)
     steps = -(-total * passes // batch)
     seen = []
     for step in range(1, steps + 1):
         places = alone.places(step)
         assert len(places) == batch
-        joined = [place for rank in range(ranks) for place in shared.places(step, rank)]
+        joined = [place for part in range(parts) for place in shared.places(step, part)]
         assert joined == list(places)
         seen += places
-    everything = sorted((store, int(n)) for store, part in enumerate(numbers) for n in part)
+    everything = sorted((store, int(n)) for store, some in enumerate(numbers) for n in some)
     for number in range(passes):
         one_pass = seen[number * total : (number + 1) * total]
         assert {place.epoch for place in one_pass} == {number}
