@@ -86,7 +86,7 @@ def train_as_rank(request: training.Request, out: Output) -> None:
     elif (
         error is None
         or error.raised_on_all  # rank 0 says it
-        or (code in _COMMON and request.place.local_rank > 0)
+        or (request.place.local_rank > 0 and (error.raised_on_machine or code in _COMMON))
     ):
         _leave(out, code)
     else:

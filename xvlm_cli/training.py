@@ -58,6 +58,26 @@ def train(request: Request, out: Output) -> None:
     Raises:
         XvlmError: the first of the checks that fails, or what stopped the run.
     """
+    try:
+        ready = _checked(request, out)
+    except XvlmError as error:
+        error.raised_on_machine = True  # all look at the same
+        raise
+    if ready is not None:
+        _train(ready.resolved, request, out, ready.run, ready.start_from)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is to be trained."""
+
+    resolved: Resolved
+    run: runs.RunInfo | None
+    start_from: Path | None
+
+
+def _checked(request: Request, out: Output) -> _Ready | None:
+    """What a request comes to; None: nothing is left to do."""
     run = run_to_resume(request) if request.resume else None
     if run is not None:
         resolved = recipe_to_resume(run, request)
@@ -66,21 +86,29 @@ def train(request: Request, out: Output) -> None:
         words, flags = request.words, request.flags
         resolved = resolve(request.recipe, words, flags, os.environ, kind=request.kind)
         _check_task(resolved, request)
-        # rank 0 may have made it already
-        if request.output is not None and not request.dry_run and request.place.rank == 0:
-            refuse_nonempty(request.output, overwrite=request.overwrite)
+        if not request.dry_run and request.place.world_size == 1:
+            refuse_used_output(request)
     if request.dry_run:
         first = _start_from(resolved, run, out, lenient=True)
         plan.show(resolved, out, start_from=first, ranks=request.place.world_size)
-        return
+        return None
     require_stores(resolved.recipe, resolved.name)
     if run is not None:
         runs.check_stores(run, fingerprints(resolved.recipe))
         if run.status == "finished":
             out.result(*nothing_left(run))
-            return
-    start_from = _start_from(resolved, run, out)
-    _train(resolved, request, out, run, start_from)
+            return None
+    return _Ready(resolved, run, _start_from(resolved, run, out))
+
+
+def refuse_used_output(request: Request) -> None:
+    """The folder of a new run must be absent or empty; one that was barely begun is judged later.
+
+    Raises:
+        OutputError: it is not empty, or is a file.
+    """
+    if request.output is not None and not runs.is_barely_begun(request.output):
+        refuse_nonempty(request.output, overwrite=request.overwrite)
 
 
 def _check_task(resolved: Resolved, request: Request) -> None:
@@ -146,12 +174,14 @@ def _train_here(
     from xvlm_core.train.session import train as train_loop
     from xvlm_core.weights.provenance import remember_start
 
+    if run is None:  # of several, rank 0 alone can tell: for the others it may have made it already
+        ranks.main_does(lambda: refuse_used_output(request))
     ranks.require_equal(_what_ranks_share(resolved))
     if start_from is None and run is None:
         ranks.together(lambda: _require_first_weights(resolved, request.verb))
     if run is None:
         ranks.main_does(lambda: refuse_leaks(resolved, request.verb, out))
-    recipe = settle_parts(resolved.recipe, ranks.world_size)
+    recipe = ranks.together(lambda: settle_parts(resolved.recipe, ranks.world_size))
     task = ranks.together(lambda: build_task(recipe, start_from=start_from))
     fresh = run is None
 
@@ -208,7 +238,7 @@ def _what_ranks_share(resolved: Resolved) -> dict[str, str]:
     """What must be the same for all processes of a run."""
     recipe = resolved.recipe
     versions = {f"version of {name}": value for name, value in runs.versions().items()}
-    data = {f"data of {name}": value for name, value in fingerprints(recipe).items()}
+    data = {f"data of {name}": value[:16] for name, value in fingerprints(recipe).items()}
     values = {
         f"recipe: {key}": json.dumps(value)
         for key, value in leaves(recipe.model_dump(mode="json"))

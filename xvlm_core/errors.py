@@ -20,11 +20,13 @@ class XvlmError(Exception):
 
     Attributes:
         raised_on_all: every process of the run raises it: rank 0 says it.
+        raised_on_machine: every process of the run on this machine does: the first of them says it.
     """
 
     exit_code = 1
     code = "error"
     raised_on_all = False
+    raised_on_machine = False
 
     def __init__(
         self,

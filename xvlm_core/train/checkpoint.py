@@ -217,8 +217,22 @@ def newest(checkpoints: Path) -> Path | None:
         except CheckpointError as error:
             warnings.warn(f"{error.what}; it is passed over", CheckpointWarning, stacklevel=2)
             continue
+        for name in _strangers(folder):
+            warnings.warn(
+                f"checkpoint {folder.name} has a file that is not its own: {name}; it is not used",
+                CheckpointWarning,
+                stacklevel=2,
+            )
         return folder
     return None
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Files in a whole checkpoint that its manifest does not name, but for hidden ones."""
+    listed = json.loads((folder / MANIFEST).read_bytes())["files"]
+    files = [path for path in walk(folder) if path.is_file() and not path.name.startswith(".")]
+    names = {path.relative_to(folder).as_posix() for path in files}
+    return sorted(names - {*listed, MANIFEST})
 
 
 def _sha256(path: Path) -> str:

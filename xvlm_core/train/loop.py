@@ -306,7 +306,7 @@ class Loop:
         return [record_id for ids in self.ranks.agree(mine) for record_id in ids]
 
     def _diverged(self, values: Mapping[str, float], record_ids: Sequence[str]) -> DivergedError:
-        return diverged(
+        error = diverged(
             values,
             self.at.step + 1,
             record_ids,
@@ -314,6 +314,8 @@ class Loop:
             self.run_info,
             write=self.ranks.is_main,
         )
+        error.raised_on_all = self.ranks.world_size > 1
+        return error
 
     # ------------------------------------------------------------------ validation, checkpoint
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -114,12 +116,14 @@ class Ranks:
                 who = "; ".join(f"{value} (rank {', '.join(r)})" for value, r in by_value.items())
                 lines.append(f"{name}: {who}")
         if lines:
-            raise ConfigError(
+            error = ConfigError(
                 f"the processes of this run differ in {len(lines)} "
                 f"{'thing' if len(lines) == 1 else 'things'} that must be the same",
                 details=lines[:8] + ([f"and {len(lines) - 8} more"] if len(lines) > 8 else []),
                 try_="the same environment, recipe and data on every node",
             )
+            error.raised_on_all = True
+            raise error
 
     def raise_first(self, error: XvlmError | None) -> None:
         """Raise the error of the lowest rank that has one, on all ranks."""
@@ -229,12 +233,39 @@ def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> It
 _MEETING_SECONDS = 120.0
 
 
+def _within(seconds: float, action: Callable[[], T]) -> T:
+    """Do something that may never return, in a thread: at a port that another program listens on,
+    torch waits for its answer without end, and hears no signal meanwhile.
+
+    Raises:
+        RuntimeError: it did not return in time, or what it raised.
+    """
+    found: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            found.put((action(), None))
+        except Exception as error:
+            found.put((None, error))
+
+    threading.Thread(target=attempt, name="xvlm-meeting", daemon=True).start()
+    try:
+        result, error = found.get(timeout=seconds)
+    except queue.Empty as silence:
+        why = f"no answer in {seconds:.0f} s: does another program listen there?"
+        raise RuntimeError(why) from silence
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
 def _meet(place: Place) -> TCPStore:
     """The store of the run: rank 0 holds it (torchrun's agent may hold it already)."""
     assert place.master is not None
     host, _, port = place.master.rpartition(":")
     agents = place.by == "torchrun" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
+
+    def meet() -> TCPStore:
         return TCPStore(
             host,
             int(port),
@@ -243,6 +274,9 @@ def _meet(place: Place) -> TCPStore:
             timeout=timedelta(seconds=_MEETING_SECONDS),
             wait_for_workers=not agents,
         )
+
+    try:
+        return _within(_MEETING_SECONDS + 2, meet)
     except RuntimeError as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
             raise UsageError(
@@ -252,7 +286,6 @@ def _meet(place: Place) -> TCPStore:
             ) from error
         raise LostRankError(
             f"the {place.world_size} processes of this run did not all come to {host}:{port}",
-            where=f"process {place.rank} on {socket.gethostname()}: "
-            + _first_line(error),
+            where=f"process {place.rank} on {socket.gethostname()}: " + _first_line(error),
             try_="check that every node was started, and that the port is open",
         ) from error

@@ -128,13 +128,19 @@ def read_counters(folder: Path) -> Counters:
     """The numbers of a checkpoint.
 
     Raises:
-        CheckpointError: ``state.json`` is missing or not ours.
+        CheckpointError: ``state.json`` is missing, not ours, or of another schema.
     """
     path = folder / STATE_FILE
     try:
         content = json.loads(path.read_bytes())
         if content["schema"] != SCHEMA_VERSION:
-            raise ValueError(f"schema {content['schema']}, not {SCHEMA_VERSION}")
+            raise CheckpointError(
+                f"{folder.name} was written by another version of xvlm: its training state is of "
+                f"schema {content['schema']}, and this version goes on from {SCHEMA_VERSION}",
+                where=str(path),
+                try_=f"a new run from its weights: init.checkpoint={folder}; or resume with the "
+                "version of xvlm that the run's run.json names",
+            )
         best = content["best"]
         return Counters(
             step=int(content["step"]),
