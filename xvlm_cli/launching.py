@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 import typer
 
 from xvlm_cli import last_words, training
-from xvlm_cli.output import Output, refuse_nonempty
+from xvlm_cli.output import Output
 from xvlm_core.config.resolve import Resolved, resolve
 from xvlm_core.errors import UsageError
 from xvlm_core.train.launch import Address, Place, place_of
@@ -159,8 +159,8 @@ def _supervise(
     node_rank = wish.node_rank or 0
     if node_rank == 0:
         require_free(master)
-    if request.output is not None and not request.resume:
-        refuse_nonempty(request.output, overwrite=request.overwrite)
+    if not request.resume:
+        training.refuse_used_output(request)
     gpus = wish.gpus or 1
     device = _device(request)
     if device != "cpu":

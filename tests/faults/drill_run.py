@@ -305,7 +305,9 @@ class DrillRun:
         """Start a session and let the fault happen; when, and whether it did."""
         draw = self.random
         if name == "operation":
-            number = draw.randrange(100)
+            # the first ten make the folder of a new run, a checkpoint is about 25
+            is_new = not (self.folder / "run.json").exists()
+            number = draw.randrange(10 if is_new and draw.random() < 0.5 else 100)
             return self._session({"kind": name, "number": number}), f"change {number}", True
         if name == "byte":
             trap = {"kind": name, "number": 1 + draw.randrange(4)}
@@ -394,6 +396,8 @@ class DrillRun:
             notes.append(f"{made - newest} steps lost")
         if "Traceback" in session.stderr:
             notes.append("a traceback")
+        if fault.name == "disk" and "Try: free some space" not in session.stderr:
+            notes.append("it did not say that the disk is full")
         if lost or end.orphans:
             notes.append(f"{lost} checkpoints lost, {end.orphans} orphans")
         note = ", ".join(notes)

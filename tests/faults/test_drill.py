@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -13,6 +15,11 @@ import pytest
 from tests.faults import drill
 from tests.faults.drill_run import FAULTS, make_world, whole_steps
 from tests.faults.drill_session import End, Session
+from tests.faults.test_checkpoint import in_child
+from tests.train.toy import toy_recipe
+from xvlm_core.errors import OutputError
+from xvlm_core.train import runs
+from xvlm_core.train.files import Files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -55,6 +62,47 @@ def test_the_plan_covers_the_matrix_and_comes_from_the_seed() -> None:
         faults = {fault for name, fault in plan(0) if name == setup}
         assert all(kind.later >= FAULTS[fault].needs_ranks for fault in faults)
     assert {fault for name, fault in plan(0) if name == "torch-2"} == set(FAULTS)
+
+
+def test_a_run_killed_while_its_folder_is_made_is_made_by_the_same_command(
+    tmp_path: Path,
+) -> None:
+    steps = ("write", "sync", "rename", "sync") * 2  # recipe.yaml, then run.json
+    had: list[list[str]] = []
+    for number in range(len(steps)):
+        folder = tmp_path / f"run-{number}"
+
+        def create(folder: Path = folder, **recipe: Any) -> runs.RunInfo:
+            recipe = {"seed": 1, **recipe}
+            return runs.create(folder, recipe=toy_recipe(**recipe), recipe_name="r", command="c")
+
+        def killed(number: int = number, create: Any = create) -> None:
+            left = iter(range(number))
+
+            def counted(method: Any) -> Any:
+                return lambda *a: method(*a) if next(left, None) is not None else os._exit(17)
+
+            for name in set(steps):  # this is a process of its own
+                setattr(Files, name, counted(getattr(Files, name)))
+            create()
+
+        assert in_child(killed) == 17
+        had.append(sorted(path.name.rstrip("0123456789") for path in folder.iterdir()))
+        if (folder / "run.json").exists():
+            assert runs.read(folder).status == "running", "a run: --resume goes on with it"
+            continue
+        if (folder / "recipe.yaml").exists():
+            with pytest.raises(OutputError, match="not empty"):  # it may be the user's own
+                create(seed=2)
+        assert runs.is_barely_begun(folder) or not any(folder.iterdir())
+        assert create().recipe_file.exists()
+        assert sorted(p.name for p in folder.iterdir()) == ["recipe.yaml", "run.json"]
+    begun = [[".recipe.yaml."], ["recipe.yaml"], [".run.json.", "recipe.yaml"]]
+    assert [names for names, _ in itertools.groupby(had)] == [
+        [],
+        *begun,
+        ["recipe.yaml", "run.json"],
+    ]
 
 
 def test_a_rank_that_stalls_ends_the_run_and_every_rank_says_where_it_is(

@@ -35,6 +35,7 @@ from xvlm_core.train.files import json_bytes, locked, remove_tree, write_atomica
 
 Status = Literal["running", "finished", "interrupted", "diverged"]
 SCHEMA_VERSION = 1
+_OF_A_BEGINNING = re.compile(r"recipe\.yaml|\.(?:recipe\.yaml|run\.json)\.\d+")
 _PACKAGES = ("xvlm", "torch", "timm", "transformers", "safetensors", "numpy", "deepspeed")
 
 
@@ -195,15 +196,15 @@ def create(
             trained), or cannot be written.
     """
     now = datetime.now(timezone.utc)
+    text = yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+    ).encode()
     try:
         if folder is None:
             folder = _new_folder(root or runs_root(), recipe.task, recipe_name, now)
         else:
-            _empty(folder, overwrite)
+            _empty(folder, overwrite, text)
             folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(
-            recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-        ).encode()
         run = RunInfo(
             folder=folder,
             task=recipe.task,
@@ -244,13 +245,28 @@ def _new_folder(root: Path, task: str, recipe_name: str, now: datetime) -> Path:
             return folder
 
 
-def _empty(folder: Path, overwrite: bool) -> None:
+def is_barely_begun(folder: Path) -> bool:
+    """Whether a folder has nothing but what a process leaves that is killed while it makes a run.
+
+    The recipe may be there, and hidden parts of files, but no ``run.json``: it is no run yet.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return bool(names) and all(map(_OF_A_BEGINNING.fullmatch, names))
+
+
+def _empty(folder: Path, overwrite: bool, recipe: bytes) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file", try_="name a folder")
     if not any(folder.iterdir()):
         return
+    if is_barely_begun(folder):
+        written = folder / "recipe.yaml"
+        if not written.exists() or written.read_bytes() == recipe:  # else it may be someone's own
+            for path in folder.iterdir():
+                path.unlink()
+            return
     if not overwrite:
         raise OutputError(
             f"run folder {folder} is not empty",
