@@ -6,6 +6,7 @@ that has imported torch already; each calls what the command ``xvlm`` calls.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import yaml
 from tests.cli.conftest import Result, Run
 from tests.tasks import recipes
 from tests.train.ranks import _CONTEXT, free_port
+from xvlm_cli import launching
 from xvlm_cli.app import main
 from xvlm_core.train import checkpoint, runs
 from xvlm_core.train.files import FILES
@@ -311,6 +313,35 @@ def test_processes_of_other_versions_or_data_are_refused_and_the_difference_name
     assert re.search(r"version of xvlm: \S+ \(rank 0\); 9\.9\.9 \(rank 1\)", error)
     assert re.search(r"data of captions: \S+ \(rank 0\); \S+ \(rank 1\)", error)
     assert not (tmp_path / "r").exists()
+
+
+OTHER_VERSION = """
+import os, sys
+from xvlm_core.train import runs
+theirs = {**runs.versions(), "xvlm": "9.9.9"}
+if os.environ["RANK"] == "1":
+    runs.versions = lambda: theirs
+from xvlm_cli.app import main
+sys.exit(main())
+"""
+
+
+def test_under_our_own_supervisor_the_error_is_said_once_and_no_process_is_left(
+    xvlm: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = f"MARK={tmp_path}"
+    monkeypatch.setenv(*mark.split("="))
+    monkeypatch.setattr(launching, "COMMAND", (sys.executable, "-c", OTHER_VERSION))
+    error = xvlm(*pretrain(home, tmp_path / "r", "--gpus", "2", "--device", "cpu")).refusal(3)
+    assert "version of xvlm: " in error
+    assert error.count("Error: ") == 1
+    assert not (tmp_path / "r").exists()
+    marked = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                marked.append(path)
+    assert marked == []
 
 
 def test_data_that_is_not_there_is_said_once(home: Path, tmp_path: Path) -> None:
