@@ -154,7 +154,7 @@ def _train(
     from xvlm_core.train.ranks import open_ranks
 
     settings = resolved.recipe.train
-    device = pick_device(settings.device, request.place.local_rank)
+    device = pick_device(settings.device, request.place)
     # the watch speaks first, and says more
     with open_ranks(request.place, device, settings.stall_seconds + 60) as ranks:
         _train_here(resolved, request, out, run, start_from, ranks)
@@ -176,7 +176,8 @@ def _train_here(
 
     if run is None:  # of several, rank 0 alone can tell: for the others it may have made it already
         ranks.main_does(lambda: refuse_used_output(request))
-    ranks.require_equal(_what_ranks_share(resolved))
+    places = {"run": str(run.folder) if run else "", "start": str(start_from)}
+    ranks.require_equal({**_what_ranks_share(resolved), **places})
     if start_from is None and run is None:
         ranks.together(lambda: _require_first_weights(resolved, request.verb))
     if run is None:
@@ -343,6 +344,7 @@ def _report(run: runs.RunInfo, result: Any, notes: Sequence[str], out: Output, v
             "best": None if best is None else vars(best),
             "scores": scores,
             "dropped": dict(result.dropped),
+            "overflows": result.overflows,
             "validation_dropped": dict(result.validation_dropped),
             "first_weights": list(notes),
         },

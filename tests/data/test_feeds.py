@@ -87,7 +87,7 @@ def test_a_region_update_goes_before_the_captions_where_the_coin_says(
             first, second = updates
             assert first.is_region_B.any()
             assert first.counts["region_updates"] == 1
-            assert "updates_without_region" not in first.counts
+            assert "parts_without_region" not in first.counts
             assert "region_updates" not in second.counts
             assert first.n_pictures == 2
         else:
@@ -107,7 +107,7 @@ def test_a_region_update_without_any_region_is_counted(root: Path) -> None:
     feed = pretrain_feed(recipe(root, data={"regions": only_the_caption_fits}))
     first, _ = feed.batches(1)
     assert not first.is_region_B.any()
-    assert first.counts == {"region_updates": 1, "updates_without_region": 1}
+    assert first.counts == {"region_updates": 1, "parts_without_region": 1}
 
 
 def test_captions_only(root: Path) -> None:

@@ -19,7 +19,7 @@ from tests.train.toy import ToyBatch
 from xvlm_cli.app import main
 from xvlm_core.data.dropped import BadSample, BadSamples
 from xvlm_core.errors import DataError
-from xvlm_core.train.bad_samples import BadSampleLimit
+from xvlm_core.train.bad_samples import BadSampleLimit, Seen
 
 # ---------------------------------------------------------------------- the rule
 
@@ -39,7 +39,7 @@ def stopped_at(limit: BadSampleLimit, steps: Sequence[list[ToyBatch]]) -> int | 
     """Number of the step that ends the run, from 1."""
     for number, step in enumerate(steps, 1):
         try:
-            limit.check(step)
+            limit.check([Seen.of(batch) for batch in step])
         except DataError:
             return number
     return None
@@ -106,7 +106,8 @@ def test_zero_bears_nothing_and_one_bears_everything() -> None:
 
 def test_the_error_counts_names_ten_and_says_what_to_type() -> None:
     with pytest.raises(DataError) as caught:
-        limit(0.025).check([*step_of(1000, bad=30), *step_of(1000, bad=30, first=30)])
+        step = [*step_of(1000, bad=30), *step_of(1000, bad=30, first=30)]
+        limit(0.025).check([Seen.of(batch) for batch in step])
     lines = caught.value.lines()
     assert caught.value.exit_code == 4
     assert lines[0] == (
@@ -124,9 +125,9 @@ def test_the_error_counts_names_ten_and_says_what_to_type() -> None:
 def test_a_record_that_is_bad_in_every_pass_is_named_once() -> None:
     limit_after_three = limit(0.1, 3)
     for step in (step_of(4, bad=4), step_of(4, bad=4)):
-        limit_after_three.check(step)
+        limit_after_three.check([Seen.of(batch) for batch in step])
     with pytest.raises(DataError, match="12 of the last 12 ") as caught:
-        limit_after_three.check(step_of(4, bad=4))
+        limit_after_three.check([Seen.of(batch) for batch in step_of(4, bad=4)])
     assert caught.value.details == tuple(f"coco {i}: missing ({i}.jpg)" for i in range(4))
 
 

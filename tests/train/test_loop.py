@@ -54,6 +54,19 @@ def test_killed_at_any_step_and_resumed_the_run_is_the_same_bit_for_bit(
     same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_a_run_with_an_average_goes_on_from_its_live_weights(tmp_path: Path) -> None:
+    recipe = toy_recipe(train={"ema": 0.9})
+    run_toy(tmp_path / "whole", recipe=recipe)
+    for step in (5, 14):
+        run_toy(tmp_path / "cut", ToyTask(signal_at=(step, signal.SIGTERM)), recipe)
+    run_toy(tmp_path / "cut", recipe=recipe)
+    same_run(tmp_path / "whole", tmp_path / "cut")
+    tensors = final_tensors(tmp_path / "cut")
+    averaged = tensors["model.safetensors:head.weight"]
+    live = tensors["optimizer.safetensors:live/head.weight"]
+    assert not torch.equal(averaged, live), "what is saved as the model is the average"
+
+
 def test_interrupted_and_resumed_the_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     run_toy(tmp_path / "whole")
     for step in (5, 6, 14):  # 6: a validation is due, and is made after resuming

@@ -179,7 +179,7 @@ class PretrainFeed:
                     part=part,
                     compat_official=compat,
                 )
-                updates.append(_counted(batch))
+                updates.append(_counted(batch, part))
         if self.images is not None:
             samples, dropped = self.images.samples(step, part, self.maker.of_caption)
             updates.append(
@@ -252,11 +252,13 @@ def parts_of(recipe: Recipe) -> int:
     )
 
 
-def _counted(batch: PretrainBatch) -> PretrainBatch:
+def _counted(batch: PretrainBatch, part: int) -> PretrainBatch:
     """A region batch that says in the log that it is one, and whether it has no box to learn."""
-    counts = {**batch.counts, "region_updates": 1}
+    counts = dict(batch.counts)
+    if part == 0:  # parts are added up
+        counts["region_updates"] = 1
     if not batch.is_region_B.any():
-        counts["updates_without_region"] = 1
+        counts["parts_without_region"] = 1
     return dataclasses.replace(batch, counts=counts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from xvlm_core.data.dropped import BadSamples
 from xvlm_core.errors import DataError
@@ -18,6 +19,19 @@ ones is anything."""
 
 FEWEST_RECORDS = 3
 """Different records that must be bad: one picture of a small store ends no run."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Samples that were to make a batch, and those of them that are damage."""
+
+    n: int
+    bad: BadSamples
+
+    @classmethod
+    def of(cls, batch: Batch) -> Seen:
+        """Those of a batch."""
+        return cls(batch.n_pictures + sum(batch.dropped.values()), batch.bad)
 
 
 class BadSampleLimit:
@@ -42,15 +56,15 @@ class BadSampleLimit:
         self._bad = 0
         self._batches: deque[tuple[int, BadSamples]] = deque()
 
-    def check(self, batches: Sequence[Batch]) -> None:
-        """Count the batches of a step, before they are learnt from.
+    def check(self, batches: Sequence[Seen]) -> None:
+        """Count the batches of a step, of all ranks, before they are learnt from.
 
         Raises:
             DataError: too many were bad; with the first ones.
         """
         self._steps_since += 1
         for batch in batches:
-            self._add(batch.n_pictures + sum(batch.dropped.values()), batch.bad)
+            self._add(batch.n, batch.bad)
         due = self._seen_since >= JUDGED_EVERY or self._steps_since >= self.steps_per_epoch
         if not due and self.max_bad > 0:
             return

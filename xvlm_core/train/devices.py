@@ -8,16 +8,18 @@ from typing import Literal
 import torch
 
 from xvlm_core.errors import MissingToolError
+from xvlm_core.train.launch import ALONE, Place
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
+def pick_device(wanted: Literal["auto", "cpu", "cuda"], place: Place = ALONE) -> torch.device:
     """The device of a recipe's ``train.device``.
 
     Args:
         wanted: as the recipe says.
-        local_rank: number of this process on its machine: it has the GPU of that number.
+        place: of this process: it has the GPU of its number on its machine, or the only one that
+            a scheduler lets it see.
 
     Raises:
         MissingToolError: there is no CUDA device, or fewer GPUs than processes.
@@ -29,6 +31,9 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> 
         )
     if wanted == "cpu" or not n_devices:
         return torch.device("cpu")
+    local_rank = place.local_rank
+    if n_devices == 1 and place.by in ("slurm", "torchrun"):
+        local_rank = 0
     if local_rank >= n_devices:
         raise MissingToolError(
             f"process {local_rank} of this machine has no GPU: PyTorch sees {n_devices}",

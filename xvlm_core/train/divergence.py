@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -37,7 +38,8 @@ def diverged(
     if write:
         shown = {name: str(value) if name in bad else value for name, value in values.items()}
         content = {"step": step, "values": shown, "records": list(record_ids)}
-        write_atomically(report, json_bytes(content))
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened
+            write_atomically(report, json_bytes(content))
     good = run.newest_checkpoint()
     lower = f"optim.lr={recipe.optim.lr / 2:.1e}"
     more = len(record_ids) - _NAMED_RECORDS

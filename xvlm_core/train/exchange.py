@@ -10,6 +10,7 @@ import torch
 
 from xvlm_core.errors import XvlmError
 from xvlm_core.tasks.base import Batch, Losses
+from xvlm_core.train.bad_samples import Seen
 from xvlm_core.train.parts import GatheredPeers, Share, Sizes
 from xvlm_core.train.state import add_counts
 
@@ -22,11 +23,13 @@ class Ready:
         error: what kept this rank from having its batches.
         signal: that this process received.
         sizes: of each update, those of this rank's parts.
+        seen: samples of this rank's batches, and the damage among them.
     """
 
     error: XvlmError | None
     signal: int | None
     sizes: Sequence[Sequence[Sizes]] = ()
+    seen: Sequence[Seen] = ()
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,15 @@ def summed(outcomes: Sequence[Outcome]) -> Whole:
 def first_signal(said: Sequence[Ready | Outcome]) -> int | None:
     """The signal of the lowest rank that received one."""
     return next((one.signal for one in said if one.signal is not None), None)
+
+
+_NAMED_RECORDS = 4
+
+
+def data_position(step: int, batches: Sequence[Batch]) -> str:
+    """Where a step stands in the data, in a few words."""
+    records = [record_id for batch in batches for record_id in batch.record_ids]
+    more = len(records) - _NAMED_RECORDS
+    return f"step {step}, records {', '.join(records[:_NAMED_RECORDS])}" + (
+        f" and {more} more" if more > 0 else ""
+    )

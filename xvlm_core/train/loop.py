@@ -21,11 +21,19 @@ from torch import Tensor
 from xvlm_core.config.schema import Recipe
 from xvlm_core.errors import DivergedError, XvlmError
 from xvlm_core.tasks.base import Batch, Moment, Scores, Task
-from xvlm_core.train.bad_samples import BadSampleLimit
+from xvlm_core.train.bad_samples import BadSampleLimit, Seen
 from xvlm_core.train.divergence import diverged
-from xvlm_core.train.engines.build import build_engine
+from xvlm_core.train.engines.build import build_engine, prepare
 from xvlm_core.train.evaluation import evaluate
-from xvlm_core.train.exchange import Outcome, Ready, Whole, first_signal, outcome_of, summed
+from xvlm_core.train.exchange import (
+    Outcome,
+    Ready,
+    Whole,
+    data_position,
+    first_signal,
+    outcome_of,
+    summed,
+)
 from xvlm_core.train.feeding import feed_from
 from xvlm_core.train.files import write_atomically
 from xvlm_core.train.interrupts import Interrupts
@@ -39,18 +47,16 @@ from xvlm_core.train.parts import (
     settle_parts,
     shares,
 )
-from xvlm_core.train.ranks import Ranks
+from xvlm_core.train.ranks import Ranks, peers_may_be_gone
 from xvlm_core.train.running import RunningStatistics
 from xvlm_core.train.runs import Best, RunInfo, resume_command
-from xvlm_core.train.saving import Keeper, resume_folder
+from xvlm_core.train.saving import Keeper, read_saved, resume_folder
 from xvlm_core.train.schedule import Plan, total_steps
 from xvlm_core.train.state import Counters, add_counts
 from xvlm_core.train.telemetry import Telemetry
 from xvlm_core.train.upload import Uploader
 from xvlm_core.train.watch import Watch
 from xvlm_core.weights.provenance import write_provenance
-
-_NAMED_RECORDS = 4
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,10 @@ class Loop:
         self.interrupts, self.watch, self.uploader = interrupts, watch, uploader
         self.own_parts = recipe.train.micro_batches // ranks.world_size
         continued = ranks.main_does(lambda: resume_folder(run)) if resume else None
-        built = ranks.together(lambda: build_engine(task, recipe, ranks, continued))
-        self.engine, self.average = built.engine, built.average
+        built = ranks.together(lambda: prepare(task, recipe, ranks, continued))
+        with peers_may_be_gone():
+            self.engine = build_engine(built, recipe, ranks)
+        self.average = built.average
         self.statistics = RunningStatistics(self.engine.model, ranks, self.own_parts)
         self.feed = task.feed()
         self.plan = Plan(
@@ -116,7 +124,9 @@ class Loop:
         self.keeper = Keeper(task, self.engine, run, recipe.train.keep_last, self.average)
         self.at = Counters()
         if continued is not None:
-            self.at = ranks.together(lambda: self.keeper.restore(continued))
+            saved = ranks.together(lambda: read_saved(continued))
+            with peers_may_be_gone():
+                self.at = self.keeper.restore(saved)
             telemetry.note(f"continuing after step {self.at.step} ({continued.name})")
         elif resume:
             telemetry.note("no checkpoint yet: starting from step 1")
@@ -164,7 +174,6 @@ class Loop:
         while not over and self.signal is None:
             begin = time.perf_counter()
             updates, sizes = self._ready(feed)
-            self.journal.pace.waited += time.perf_counter() - begin
             if self.signal is not None:
                 break
             for number, batches in enumerate(updates):
@@ -186,38 +195,42 @@ class Loop:
         self, feed: Iterator[list[Sequence[Batch]]]
     ) -> tuple[list[Sequence[Batch]], list[list[Sizes]]]:
         """Of each update of the next step: this rank's parts, and the sizes of all parts."""
+        begin = time.perf_counter()
         parts: list[Sequence[Batch]] = []
         error: XvlmError | None = None
         sizes: list[list[Sizes]] = []
         try:
             parts = next(feed)
-            self.limit.check([batch for part in parts for batch in part])
         except XvlmError as problem:
             error = problem
         updates: list[Sequence[Batch]] = [list(batches) for batches in zip(*parts, strict=True)]
         if error is None:
             moment = self._moment(0, 0)
             sizes = [[self.task.sizes(b, moment) for b in batches] for batches in updates]
-        said = self.ranks.agree(Ready(error, self.interrupts.number, sizes))
+        self.journal.pace.waited += time.perf_counter() - begin  # for data, not for the others
+        seen = [Seen.of(batch) for part in parts for batch in part]
+        said = self.ranks.agree(Ready(error, self.interrupts.number, sizes, seen))
         self.ranks.raise_first_of([ready.error for ready in said])
+        self.limit.check([one for ready in said for one in ready.seen])
         self.signal = first_signal(said)
         whole = [[size for ready in said for size in ready.sizes[n]] for n in range(len(updates))]
         return updates, whole
 
     def _moment(self, update: int, part: int, **peers: GatheredPeers) -> Moment:
         step = self.at.step + 1
-        generator = torch.Generator().manual_seed(seed_of(self.recipe.seed, step, update, part))
+        seed = seed_of(self.recipe.seed, step, update, part, purpose="draws")
+        generator = torch.Generator().manual_seed(seed)
         return Moment(step, self.plan.progress(step, self.now), generator, **peers)
 
     def _update(self, number: int, batches: Sequence[Batch], sizes: Sequence[Sizes]) -> None:
         """One update: the parts of this rank, then a decision of all ranks, then the weights."""
         engine, at, recipe = self.engine, self.at, self.recipe
-        self.watch.beat(_where(at.step + 1, batches))
+        self.watch.beat(data_position(at.step + 1, batches))
         first = self.ranks.rank * self.own_parts
         parts = shares(sizes)
         # none of the losses takes part yet, or there is nothing to learn from
         is_empty = not any(part.gradient for part in parts)
-        outcomes: list[Outcome] = [Outcome({}, {"empty_updates": 1} if is_empty else {})]
+        outcomes: list[Outcome] = []
         if not is_empty:
             self.lr = recipe.optim.lr * self.plan.factor(at.step + 1, self.now)
             engine.set_lr(self.lr)
@@ -232,6 +245,8 @@ class Loop:
         whole = self._agree(outcomes)
         if not is_empty:
             self._change(whole, batches)
+        if is_empty:
+            add_counts(whole.counts, {"empty_updates": 1})
         add_counts(at.dropped, whole.dropped)
         at.window.add(whole.values, whole.counts)
         self.journal.pace.pictures += sum(batch.n_pictures for batch in batches)
@@ -257,7 +272,8 @@ class Loop:
         moment = self._moment(number, peers.part, peers=peers)
         moved = batch.to(engine.device)
         total, losses = engine.losses(self.task, moved, moment, share.gradient, last=last)
-        engine.backward(total, last=last)
+        with peers_may_be_gone():
+            engine.backward(total, last=last)
         self.statistics.part_done()
         return outcome_of(losses, share, batch, peers)
 
@@ -285,7 +301,8 @@ class Loop:
         backs_off = engine.can_overflow
         if not whole.is_finite and not backs_off:
             raise self._diverged(whole.values, whole.guilty or self._records(batches))
-        update = engine.update(self.recipe.optim.clip_norm)
+        with peers_may_be_gone():
+            update = engine.update(self.recipe.optim.clip_norm)
         if update.applied:
             whole.values["grad_norm"] = update.norm
             if self.average is not None:
@@ -387,12 +404,3 @@ class Loop:
         """Close the engine, the log and the console."""
         self.engine.close()
         self.journal.close()
-
-
-def _where(step: int, batches: Sequence[Batch]) -> str:
-    """A data position, for the watch."""
-    records = [record_id for batch in batches for record_id in batch.record_ids]
-    more = len(records) - _NAMED_RECORDS
-    return f"step {step}, records {', '.join(records[:_NAMED_RECORDS])}" + (
-        f" and {more} more" if more > 0 else ""
-    )

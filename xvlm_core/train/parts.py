@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,9 +49,20 @@ def settle_parts(recipe: Recipe, world_size: int) -> Recipe:
     return recipe
 
 
-def seed_of(seed: int, step: int, update: int, part: int) -> int:
-    """63 bits that depend on the place of a part in the run alone."""
-    (word,) = np.random.SeedSequence((seed, step, update, part)).generate_state(1, np.uint64)
+def seed_of(
+    seed: int, step: int, update: int, part: int, purpose: Literal["layers", "draws"] = "layers"
+) -> int:
+    """63 bits that depend on the place of a part in the run alone, and on what they are for.
+
+    Args:
+        seed: of the run.
+        step: 1, 2, ...
+        update: of the step.
+        part: of the update.
+        purpose: drop-out inside layers, or the draws of a task.
+    """
+    place = (seed, step, update, part, int(purpose == "draws"))
+    (word,) = np.random.SeedSequence(place).generate_state(1, np.uint64)
     return int(word) & ((1 << 63) - 1)
 
 

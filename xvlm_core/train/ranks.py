@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from xvlm_core.errors import ConfigError, LostRankError, UsageError, XvlmError
+from xvlm_core.errors import ConfigError, LostRankError, OutputError, UsageError, XvlmError
 from xvlm_core.train.launch import Place, restarts
 from xvlm_core.train.network import choose_interface
 
@@ -71,12 +71,14 @@ class Ranks:
         if self._control is None:
             return [value]
         values: list[T | None] = [None] * self.world_size
-        with _peers_may_be_gone():
+        with peers_may_be_gone():
             dist.all_gather_object(values, value, group=self._control)
         return values  # type: ignore[return-value]
 
     def together(self, action: Callable[[], T]) -> T:
         """Do something on every rank; an error on one is raised on all.
+
+        The action must not speak to other ranks: one that failed before would not answer.
 
         Raises:
             XvlmError: of the lowest rank that had one (what this rank did is lost).
@@ -152,14 +154,14 @@ class Ranks:
         padded = rows.detach().new_zeros((max(counts), *rows.shape[1:]))
         padded[: len(rows)] = rows.detach()
         tables = [torch.empty_like(padded) for _ in counts]
-        with _peers_may_be_gone():
+        with peers_may_be_gone():
             dist.all_gather(tables, padded)
         return [table[:count] for table, count in zip(tables, counts, strict=True)]
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the ranks, in place."""
         if self.world_size > 1:
-            with _peers_may_be_gone():
+            with peers_may_be_gone():
                 dist.all_reduce(values)
             values /= self.world_size
         return values
@@ -170,6 +172,14 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, XvlmError | None]:
         return action(), None
     except XvlmError as error:
         return None, error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        where = None if error.filename is None else str(error.filename)
+        return None, OutputError(
+            f"a file of the run cannot be read or written: {reason}",
+            where=where,
+            try_="free some space (df -h .) or make it accessible, then continue with --resume",
+        )
 
 
 def _first_line(error: RuntimeError) -> str:
@@ -178,12 +188,21 @@ def _first_line(error: RuntimeError) -> str:
     return re.sub(r"^\[[^\]]*:\d+\] |\. This is typically .*", "", line)[:200]
 
 
+_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|connection|Broken pipe|socket|store", re.I)
+
+
 @contextlib.contextmanager
-def _peers_may_be_gone() -> Iterator[None]:
-    """A broken connection in place of an answer: another process died."""
+def peers_may_be_gone() -> Iterator[None]:
+    """A broken connection in place of an answer: another process died.
+
+    Raises:
+        LostRankError: for what the libraries say of a connection; other errors pass.
+    """
     try:
         yield
     except RuntimeError as error:  # gloo and NCCL have no type of their own for it
+        if not _CONNECTION.search(str(error)):
+            raise
         raise LostRankError(
             "another process of this run is gone",
             where=_first_line(error),
@@ -210,7 +229,7 @@ def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> It
         return
     assert place.master is not None, "several processes meet at a place"
     ranks.store = _meet(place)
-    with _peers_may_be_gone():
+    with peers_may_be_gone():
         choose_interface(place, ranks.store)
     timeout = timedelta(seconds=timeout_seconds)
     try:
@@ -230,7 +249,7 @@ def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> It
             dist.destroy_process_group()
 
 
-_MEETING_SECONDS = 120.0
+_MEETING_SECONDS = 600.0
 
 
 def _within(seconds: float, action: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -33,6 +34,24 @@ def resume_folder(run: RunInfo) -> Path | None:
             try_="start another run",
         )
     return folder
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The training state of a checkpoint, as it was read."""
+
+    folder: Path
+    at: Counters
+    tensors: dict[str, Tensor]
+
+
+def read_saved(folder: Path) -> Saved:
+    """The training state of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return Saved(folder, read_counters(folder), read_tensors(folder))
 
 
 class Keeper:
@@ -70,21 +89,22 @@ class Keeper:
                 with self.average.swapped(model):
                     yield model
 
-    def restore(self, folder: Path) -> Counters:
+    def restore(self, saved: Saved) -> Counters:
         """Bring the engine back to where a checkpoint left it, but for the weights.
 
+        All ranks call it together, with the same.
+
         Raises:
-            CheckpointError: it is damaged, or of another model.
+            CheckpointError: it is of another model.
         """
-        at = read_counters(folder)
-        tensors = read_tensors(folder)
+        at, tensors = saved.at, saved.tensors
         _taken(tensors, _LIVE)  # load_live_weights took them
         if self.average is not None:
             self.average.load(_taken(tensors, _AVERAGE))
         try:
             self.engine.load_optimizer_state(tensors)
         except CheckpointError as error:
-            error.where = error.where or str(folder)
+            error.where = error.where or str(saved.folder)
             raise
         self.engine.load_scaler_state(at.scaler)
         self.saved_step = at.step
@@ -100,7 +120,11 @@ class Keeper:
         state = self.engine.optimizer_state()
         if self.average is not None and self.engine.ranks.is_main:
             live = self.engine.model.state_dict()
-            state |= {_LIVE + name: value.detach().contiguous() for name, value in live.items()}
+            # copies: the average takes their place in the model while it is written
+            state |= {
+                _LIVE + name: value.detach().to("cpu", copy=True).contiguous()
+                for name, value in live.items()
+            }
             state |= {_AVERAGE + name: value for name, value in self.average.state().items()}
         with self.model() as model:
             folder = self.engine.ranks.main_does(lambda: self._write(at, model, state, described))
@@ -130,8 +154,7 @@ class Keeper:
 
     def publish(self, best: Best | None) -> None:
         """Name the best checkpoint."""
-        if self.engine.ranks.is_main:
-            self.run.write_best(best)
+        self.engine.ranks.main_does(lambda: self.run.write_best(best))
         self.published_best = best
 
 

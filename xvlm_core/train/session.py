@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from xvlm_core.config.schema import Recipe
 from xvlm_core.errors import DivergedError, LostRankError
@@ -13,7 +12,7 @@ from xvlm_core.train.files import locked
 from xvlm_core.train.interrupts import Interrupts
 from xvlm_core.train.loop import Loop, TrainResult
 from xvlm_core.train.ranks import Ranks
-from xvlm_core.train.runs import RunInfo, resume_command
+from xvlm_core.train.runs import RunInfo, Status, resume_command
 from xvlm_core.train.telemetry import Telemetry
 from xvlm_core.train.upload import Uploader
 from xvlm_core.train.watch import Watch
@@ -53,6 +52,9 @@ def train(
     with contextlib.ExitStack() as stack:
         ranks.main_does(lambda: stack.enter_context(locked(run.folder)) and None)
         interrupts = stack.enter_context(Interrupts())
+        # closed after the status is written, which the copy has too, and after the watch: a long
+        # copy is no standstill
+        uploader = stack.enter_context(_uploads(recipe, run, ranks, telemetry, interrupts))
         watch = stack.enter_context(
             Watch(
                 ranks.place,
@@ -63,23 +65,21 @@ def train(
                 last_words=last_words,
             )
         )
-        # closed after the status is written: the copy has it too
-        uploader = stack.enter_context(_uploads(recipe, run, ranks, telemetry, interrupts))
-        status = _Status(run, ranks)
-        status.write("running")
+        ranks.main_does(lambda: run.with_status("running") and None)
         try:
             loop = Loop(task, recipe, run, telemetry, interrupts, resume, ranks, watch, uploader)
             with contextlib.closing(loop):
                 result = loop.run()
         except DivergedError:
-            status.write("diverged")
+            _note_status(run, "diverged", ranks)
             raise
         except BaseException as error:
             if isinstance(error, LostRankError):  # now it is known which run goes on
                 error.try_ = resume_command(recipe, run)
-            status.write("interrupted")
+            _note_status(run, "interrupted", ranks)
             raise
-        status.write("finished" if result.interrupted_by is None else "interrupted")
+        status: Status = "finished" if result.interrupted_by is None else "interrupted"
+        ranks.main_does(lambda: run.with_status(status) and None)
         return result
 
 
@@ -110,12 +110,8 @@ def _uploads(
                 telemetry.note(line)
 
 
-class _Status:
-    """The status of a run, written by rank 0."""
-
-    def __init__(self, run: RunInfo, ranks: Ranks) -> None:
-        self.run, self.is_main = run, ranks.is_main
-
-    def write(self, status: Any) -> None:
-        if self.is_main:
-            self.run.with_status(status)
+def _note_status(run: RunInfo, status: Status, ranks: Ranks) -> None:
+    """Write the status of a run that ends with an error; a full disk must not hide the error."""
+    if ranks.is_main:
+        with contextlib.suppress(OSError):
+            run.with_status(status)

@@ -94,7 +94,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             assert isinstance(value, Tensor), f"optimizer state {key} is no tensor"
-            tensors[f"{key}/{names[parameter]}"] = value.detach().contiguous()
+            tensors[f"{key}/{names[parameter]}"] = value.detach().cpu().contiguous()
     return tensors
 
 

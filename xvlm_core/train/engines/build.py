@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from xvlm_core.config.schema import Recipe
+from xvlm_core.config.schema import Recipe, TrainSection
 from xvlm_core.errors import ConfigError
 from xvlm_core.models.checkpointing import checkpoint_activations
 from xvlm_core.tasks.base import Task
-from xvlm_core.train.devices import pick_device, pick_precision
+from xvlm_core.train.devices import Precision, pick_device, pick_precision
 from xvlm_core.train.ema import Ema
 from xvlm_core.train.engines.base import Engine
 from xvlm_core.train.engines.torch import TorchEngine
@@ -21,24 +22,30 @@ from xvlm_core.train.saving import load_live_weights
 
 
 @dataclass(frozen=True)
-class Built:
-    """An engine, and what is worth saying of it.
+class Prepared:
+    """What an engine is made of, and what is worth saying of it.
 
     Attributes:
-        engine: with its model on its device.
+        model: on its device, with its weights.
+        optimizer: over its parameters.
+        device: of this rank.
+        precision: of the forward pass.
         average: the moving average of the weights, if there is one.
         notes: lines for the console.
         first_weights: where each tensor came from; empty for a run that goes on.
     """
 
-    engine: Engine
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    precision: Precision
     average: Ema | None
     notes: list[str]
     first_weights: list[str]
 
 
-def build_engine(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | None) -> Built:
-    """Build the model, give it its weights, and put it on its device.
+def prepare(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | None) -> Prepared:
+    """Build the model, give it its weights, and put it on its device. Speaks to no other rank.
 
     Args:
         task: builds and loads its model.
@@ -52,8 +59,10 @@ def build_engine(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | Non
         CheckpointError: weights are missing, damaged, or of another model.
     """
     settings = recipe.train
-    device = pick_device(settings.device, ranks.place.local_rank)
+    device = pick_device(settings.device, ranks.place)
     precision = pick_precision(settings.precision, device)
+    if settings.engine == "deepspeed":
+        _require_deepspeed(settings, device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(recipe.seed)
@@ -75,18 +84,29 @@ def build_engine(task: Task, recipe: Recipe, ranks: Ranks, continued: Path | Non
     notes += [f"parameters: {group.line()}" for group in groups if group.names]
     optimizer = build_optimizer(model, recipe.optim, groups, compat=recipe.compat)
     average = None if settings.ema is None else Ema(model, settings.ema)
-    if settings.engine == "torch":
-        scale = settings.loss_scale
-        engine: Engine = TorchEngine(model, optimizer, device, precision, ranks, scale)
-        return Built(engine, average, notes, first)
-    if average is not None:
+    return Prepared(model, optimizer, device, precision, average, notes, first)
+
+
+def _require_deepspeed(settings: TrainSection, device: torch.device) -> None:
+    from xvlm_core.train.engines.deepspeed_setup import import_deepspeed
+
+    if settings.ema is not None:
         raise ConfigError(
             "the moving average needs the whole weights after each update, which DeepSpeed shares "
-            "out or rounds",
+            "out",
             where="train.ema",
             try_="train.ema=null, or train.engine=torch",
         )
+    import_deepspeed(device)
+
+
+def build_engine(prepared: Prepared, recipe: Recipe, ranks: Ranks) -> Engine:
+    """The engine of a recipe. All ranks call it together: it speaks to the others."""
+    settings, device, precision = recipe.train, prepared.device, prepared.precision
+    if settings.engine == "torch":
+        scale = settings.loss_scale
+        model, optimizer = prepared.model, prepared.optimizer
+        return TorchEngine(model, optimizer, device, precision, ranks, scale)
     from xvlm_core.train.engines.deepspeed import DeepSpeedEngine
 
-    engine = DeepSpeedEngine(model, optimizer, settings, device, precision, ranks)
-    return Built(engine, None, notes, first)
+    return DeepSpeedEngine(prepared.model, prepared.optimizer, settings, device, precision, ranks)

@@ -140,6 +140,8 @@ class TorchEngine:
         if self._scaler is not None:
             if self._adapts and not applied:  # also where the loss was not finite to begin with
                 self._scaler.update(max(1.0, (scale or 1.0) * self._scaler.get_backoff_factor()))
+                # given a scale, it would count on towards the next growth
+                self._scaler.load_state_dict({**self._scaler.state_dict(), "_growth_tracker": 0})
             else:
                 self._scaler.update(None if self._adapts else scale)
         return Update(norm, applied, scale)
