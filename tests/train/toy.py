@@ -21,8 +21,8 @@ from xvlm_core.data.dropped import BadSamples
 from xvlm_core.errors import DataError
 from xvlm_core.tasks.base import Losses, Moment, Prediction, Score, Scores
 from xvlm_core.train import runs
-from xvlm_core.train.loop import TrainResult
 from xvlm_core.train.session import train
+from xvlm_core.train.state import TrainResult
 from xvlm_core.train.telemetry import Telemetry
 
 TARGET = torch.tensor([0.5, -1.0, 2.0, 0.0])

@@ -12,7 +12,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -52,34 +51,11 @@ from xvlm_core.train.running import RunningStatistics
 from xvlm_core.train.runs import Best, RunInfo, resume_command
 from xvlm_core.train.saving import Keeper, read_saved, resume_folder
 from xvlm_core.train.schedule import Plan, total_steps
-from xvlm_core.train.state import Counters, add_counts
+from xvlm_core.train.state import Counters, TrainResult, add_counts
 from xvlm_core.train.telemetry import Telemetry
 from xvlm_core.train.upload import Uploader
 from xvlm_core.train.watch import Watch
 from xvlm_core.weights.provenance import write_provenance
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        step: steps made, over all sessions.
-        interrupted_by: number of the signal that stopped it, or None: it came to its end.
-        scores: of the last model on the validation data; empty if interrupted or without any.
-        seconds: training time, over all sessions.
-        dropped: training samples left out, by reason, over all sessions.
-        validation_dropped: items of the last validation that could not be asked, by reason.
-        overflows: updates that were passed over because float16 overflowed, over all sessions.
-    """
-
-    step: int
-    interrupted_by: int | None
-    scores: Scores
-    seconds: float
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    validation_dropped: Mapping[str, int] = field(default_factory=dict)
-    overflows: int = 0
 
 
 class Loop:

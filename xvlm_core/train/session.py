@@ -10,9 +10,10 @@ from xvlm_core.errors import DivergedError, LostRankError
 from xvlm_core.tasks.base import Task
 from xvlm_core.train.files import locked
 from xvlm_core.train.interrupts import Interrupts
-from xvlm_core.train.loop import Loop, TrainResult
+from xvlm_core.train.loop import Loop
 from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.runs import RunInfo, Status, resume_command
+from xvlm_core.train.state import TrainResult
 from xvlm_core.train.telemetry import Telemetry
 from xvlm_core.train.upload import Uploader
 from xvlm_core.train.watch import Watch

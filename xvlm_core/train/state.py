@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xvlm_core.errors import CheckpointError
+from xvlm_core.tasks.base import Scores
 from xvlm_core.train.files import FILES, json_bytes
 from xvlm_core.train.runs import Best
 
@@ -73,6 +74,29 @@ class Counters:
     overflows: int = 0
     window: Window = field(default_factory=Window)
     scaler: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: steps made, over all sessions.
+        interrupted_by: number of the signal that stopped it, or None: it came to its end.
+        scores: of the last model on the validation data; empty if interrupted or without any.
+        seconds: training time, over all sessions.
+        dropped: training samples left out, by reason, over all sessions.
+        validation_dropped: items of the last validation that could not be asked, by reason.
+        overflows: updates that were passed over because float16 overflowed, over all sessions.
+    """
+
+    step: int
+    interrupted_by: int | None
+    scores: Scores
+    seconds: float
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    validation_dropped: Mapping[str, int] = field(default_factory=dict)
+    overflows: int = 0
 
 
 def write_state(
