@@ -82,7 +82,7 @@ def lose(
 def test_two_nodes_come_to_the_weights_of_one_process(
     nodes: Nodes, recipe: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert whole(nodes, by_torchrun, recipe, tmp_path / "run") == alone
+    assert whole(nodes, by_xvlm, recipe, tmp_path / "run") == alone
 
 
 def test_a_run_by_torchrun_that_lost_a_node_goes_on_to_the_same_weights(
