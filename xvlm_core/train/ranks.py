@@ -249,7 +249,7 @@ def open_ranks(place: Place, device: torch.device, timeout_seconds: float) -> It
             dist.destroy_process_group()
 
 
-_MEETING_SECONDS = 600.0
+_MEETING_SECONDS = 300.0
 
 
 def _within(seconds: float, action: Callable[[], T]) -> T:
