@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import socket
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +46,34 @@ def _child(function: Any, place: Place, arguments: tuple[Any, ...], results: Any
         results.put((place.rank, error, traceback.format_exc()))
 
 
-def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(ranks, *arguments)`` returns on each rank, or what it raised."""
+def _next(
+    results: Any, processes: Sequence[Any], found: Mapping[int, Any], seconds: float
+) -> tuple[int, Any, str | None]:
+    """What the next rank has to tell; an error where one ended without a word."""
+    end = time.monotonic() + seconds
+    while True:
+        # seen before the queue is looked at: what a process put there comes before its end
+        codes = {rank: p.exitcode for rank, p in enumerate(processes) if rank not in found}
+        try:
+            told: tuple[int, Any, str | None] = results.get(timeout=1)
+            return told
+        except queue.Empty:
+            ended = {rank: code for rank, code in codes.items() if code is not None}
+            assert not ended, f"ranks ended without a word, with exit codes {ended}"
+            assert time.monotonic() < end, f"after {seconds} s there is no word of {list(codes)}"
+
+
+def on_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 150.0
+) -> list[Any]:
+    """What ``function(ranks, *arguments)`` returns on each rank, or what it raised.
+
+    Args:
+        world_size: processes.
+        function: of a module.
+        arguments: its further ones; they are pickled.
+        seconds: the most that is waited for a rank.
+    """
     results = _CONTEXT.Queue()
     processes = [
         _CONTEXT.Process(target=_child, args=(function, place, arguments, results))
@@ -56,7 +84,7 @@ def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> 
     found: dict[int, Any] = {}
     try:
         for _ in processes:
-            rank, value, trace = results.get(timeout=150)
+            rank, value, trace = _next(results, processes, found, seconds)
             if trace and not hasattr(value, "exit_code"):
                 print(f"rank {rank}:\n{trace}")
             found[rank] = value
