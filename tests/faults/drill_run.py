@@ -55,7 +55,6 @@ train:
 """
 STARTUP_SECONDS = 8.0
 _DISK_BYTES = 8 << 20
-_LARGEST_FILE = 170_000
 
 
 @dataclass(frozen=True)
@@ -311,7 +310,8 @@ class DrillRun:
             return self._session({"kind": name, "number": number}), f"change {number}", True
         if name == "byte":
             trap = {"kind": name, "number": 1 + draw.randrange(4)}
-            trap["bytes"] = draw.randrange(_LARGEST_FILE)
+            last = self.whole / "checkpoints" / checkpoint.folder_name(STEPS)
+            trap["bytes"] = draw.randrange((last / "optimizer.safetensors").stat().st_size)
             when = f"byte {trap['bytes']} of checkpoint {trap['number']} of the session"
             return self._session(trap), when, True
         session = self._session(None)
