@@ -47,7 +47,7 @@ train:
   device: cpu
   micro_batches: 2
   threads: 1
-  log_every: 3
+  log_every: 2
   checkpoint_every: {EVERY}
   evaluate_every: 10
   keep_last: 2
@@ -304,10 +304,13 @@ class DrillRun:
         """Start a session and let the fault happen; when, and whether it did."""
         draw = self.random
         if name == "operation":
-            # the first ten make the folder of a new run, a checkpoint is about 25
             is_new = not (self.folder / "run.json").exists()
-            number = draw.randrange(10 if is_new and draw.random() < 0.5 else 100)
-            return self._session({"kind": name, "number": number}), f"change {number}", True
+            if is_new and draw.random() < 0.5:  # the first ten make the folder of a new run
+                trap, since = {"kind": name, "write": 0, "number": draw.randrange(10)}, "the start"
+            else:
+                trap = {"kind": name, "write": 1 + draw.randrange(4), "number": draw.randrange(24)}
+                since = f"the start of checkpoint {trap['write']} of the session"
+            return self._session(trap), f"change {trap['number']} since {since}", True
         if name == "byte":
             trap = {"kind": name, "number": 1 + draw.randrange(4)}
             last = self.whole / "checkpoints" / checkpoint.folder_name(STEPS)

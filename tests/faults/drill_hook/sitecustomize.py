@@ -62,6 +62,8 @@ class Hook:
         def write_or_die(folder: Path, step: int, *rest: Any, **more: Any) -> Path:
             self.say(f"writing {step}")
             self.writes += 1
+            if self.writes == self.trap.get("write"):
+                self.operations = 0
             limits = resource.getrlimit(resource.RLIMIT_FSIZE)
             armed = self.is_set("byte") and self.writes >= self.trap["number"]
             if armed:  # the kernel ends the process at exactly this byte of a file
@@ -86,7 +88,8 @@ class Hook:
         """A change of the disk; at the trap's number half of a file is written, or nothing done."""
 
         def operation(files: Any, path: Path, *rest: Any) -> None:
-            if self.operations == self.trap["number"]:
+            begun = self.writes >= self.trap["write"]
+            if begun and self.operations == self.trap["number"]:
                 if name == "write":
                     path.write_bytes(rest[0][: len(rest[0]) // 2])
                 self.die()
