@@ -105,6 +105,7 @@ class Keeper:
             self.engine.load_optimizer_state(tensors)
         except CheckpointError as error:
             error.where = error.where or str(saved.folder)
+            error.raised_on_all = self.engine.ranks.world_size > 1  # all have read the same
             raise
         self.engine.load_scaler_state(at.scaler)
         self.saved_step = at.step

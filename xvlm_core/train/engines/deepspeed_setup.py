@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch import nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from xvlm_core.config.schema import TrainSection
 from xvlm_core.errors import ConfigError, MissingToolError
