@@ -105,8 +105,8 @@ def test_zero_bears_nothing_and_one_bears_everything() -> None:
 
 
 def test_the_error_counts_names_ten_and_says_what_to_type() -> None:
+    step = [*step_of(1000, bad=30), *step_of(1000, bad=30, first=30)]
     with pytest.raises(DataError) as caught:
-        step = [*step_of(1000, bad=30), *step_of(1000, bad=30, first=30)]
         limit(0.025).check([Seen.of(batch) for batch in step])
     lines = caught.value.lines()
     assert caught.value.exit_code == 4
