@@ -42,6 +42,8 @@ STEPS, PARTS = 50, 2
 """Of a run, and of an update, unless a job says otherwise."""
 
 BASE: dict[str, Any] = {
+    # this size has no drop-out of its own
+    "model": {"overrides": {"vision": {"drop_path": 0.3, "depths": [2]}, "text": {"dropout": 0.1}}},
     "data": {
         "images": {"batch_size": 6},
         "regions": {"max_images": 6, "batch_texts": 12},
