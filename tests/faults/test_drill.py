@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
+import socket
 import sys
+import time
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,7 @@ from tests.faults.drill_session import End, Session
 from tests.faults.test_checkpoint import in_child
 from tests.train.toy import toy_recipe
 from xvlm_core.errors import OutputError
-from xvlm_core.train import runs
+from xvlm_core.train import feeding, runs
 from xvlm_core.train.files import Files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -103,6 +108,34 @@ def test_a_run_killed_while_its_folder_is_made_is_made_by_the_same_command(
         *begun,
         ["recipe.yaml", "run.json"],
     ]
+
+
+def test_a_loader_process_whose_parent_died_as_it_took_a_tensor_says_nothing(
+    tmp_path: Path,
+) -> None:
+    said = tmp_path / "stderr"
+
+    def hand_over(error: Exception) -> None:
+        """A process that takes a tensor goes away in the middle; or something else goes wrong."""
+        with said.open("w") as stream:
+            os.dup2(stream.fileno(), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)  # the child's own, not what pytest reads
+        feeding._start_worker(0)
+        shared: Any = resource_sharer.DupFd(0)
+        if isinstance(error, EOFError):
+            with socket.socket(socket.AF_UNIX) as taker:
+                taker.connect(shared._id[0])
+        else:  # a request that cannot be answered
+            address, number = shared._id
+            key = multiprocessing.current_process().authkey
+            with Client(address, authkey=key) as connection:
+                connection.send((number + 1, os.getpid()))
+        time.sleep(0.5)
+
+    assert in_child(lambda: hand_over(EOFError())) == 0
+    assert said.read_text() == ""
+    assert in_child(lambda: hand_over(KeyError())) == 0
+    assert "KeyError" in said.read_text()
 
 
 def test_a_rank_that_stalls_ends_the_run_and_every_rank_says_where_it_is(

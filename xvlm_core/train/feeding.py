@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -53,7 +54,20 @@ def _start_worker(_: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, once)
+    sys.excepthook = _say_unless_cut_off
     torch.set_num_threads(1)
+
+
+def _say_unless_cut_off(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The usual traceback, but for a main process that died while it was given a tensor.
+
+    Python's own thread that hands tensors over shows such an end here. That process's end is said
+    by others.
+    """
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def feed_from(
