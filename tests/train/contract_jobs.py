@@ -38,6 +38,8 @@ SMALL = {
     "reduce_bucket_size": 4096,
     "allgather_bucket_size": 64,
 }
+FAILED = "failed"
+"""A file that a group of ranks leaves when it fails."""
 STEPS, PARTS = 50, 2
 """Of a run, and of an update, unless a job says otherwise."""
 
@@ -218,10 +220,11 @@ class WatchedTask(PretrainTask):
         return super().score(predictions)
 
 
-def _wait_for(path: Path, seconds: float = 240.0) -> None:
-    """Another group of ranks makes it."""
+def _wait_for(path: Path, failed: Path, seconds: float = 240.0) -> None:
+    """Another group of ranks makes it, or leaves word that it failed."""
     end = time.monotonic() + seconds
     while not path.exists():
+        assert not failed.exists(), "the other group failed"
         assert time.monotonic() < end, f"{path.name} was not made"
         time.sleep(0.1)
 
@@ -232,7 +235,7 @@ def _run_of(ranks: Ranks, job: Job, recipe: Recipe, base: Path) -> runs.RunInfo:
     def make() -> runs.RunInfo:
         if job.go_on is None:
             return runs.create(folder, recipe=recipe, recipe_name="contract", command="contract")
-        _wait_for(base / job.go_on / "over")
+        _wait_for(base / job.go_on / "over", base / FAILED)
         shutil.copytree(base / job.go_on, folder, ignore=shutil.ignore_patterns("over"))
         return runs.read(folder)
 

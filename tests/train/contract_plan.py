@@ -33,6 +33,7 @@ ALONE: dict[str, Any] = {
     "losses": {name: {"weight": 0.0} for name in ("matching", "masked_lm", "box_l1", "box_giou")}
 }
 OFTEN: dict[str, Any] = {"train": {"checkpoint_every": 2}}
+MEANS: dict[str, Any] = {"losses": {name: {"weight": 0.0} for name in ("contrastive", "matching")}}
 CHECKPOINTS: dict[str, Any] = {"train": {"checkpoint_every": END}}
 
 
@@ -63,6 +64,8 @@ def _on_one_and_two(world: int, engine: str) -> list[Job]:
         Job(f"{engine} bf16", of(engine, BF16), stop_at=END),
         Job(f"{engine} alone", of(engine, ALONE), stop_at=ALONE_STEPS),
     ]
+    if world == 2 and engine in ("torch", "zero3"):
+        found.append(Job(f"{engine} means", of(engine, MEANS), stop_at=ALONE_STEPS))
     if world == 2 or engine == "torch":
         found += [
             Job(f"{engine} {kind}", of(engine, OFTEN), fault=fault)

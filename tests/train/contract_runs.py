@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tasks.recipes import write_stores
-from tests.train.contract_jobs import Report, Seen, do_all, lines_of
+from tests.train.contract_jobs import FAILED, Report, Seen, do_all, lines_of
 from tests.train.contract_plan import jobs_of
 from tests.train.ranks import on_ranks
 from xvlm_core.train import checkpoint
@@ -85,10 +85,14 @@ def make_runs(root: Path, base: Path, engines: tuple[str, ...]) -> Runs:
     write_stores(root, 14, 5)
 
     def group(world: int) -> list[dict[str, Report]]:
-        found = on_ranks(world, do_all, jobs_of(world, engines), root, base, seconds=500)
-        for report in found:
-            if isinstance(report, BaseException):
-                raise report
+        try:
+            found = on_ranks(world, do_all, jobs_of(world, engines), root, base, seconds=500)
+            for report in found:
+                if isinstance(report, BaseException):
+                    raise report
+        except BaseException:
+            (base / FAILED).touch()
+            raise
         return found
 
     # some jobs go on with runs of the other group: both at the same time

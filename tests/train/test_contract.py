@@ -24,12 +24,13 @@ from tests.train.contract_plan import (
     END,
     ENGINES,
     FLOAT16,
+    MEANS,
     OVERFLOWS,
     STOP,
     ZERO,
     of,
 )
-from tests.train.contract_reference import contrastive_run
+from tests.train.contract_reference import contrastive_run, means_run
 from tests.train.contract_runs import (
     BFLOAT16,
     FLOAT32,
@@ -132,6 +133,15 @@ def test_the_contrastive_loss_and_its_gradient_are_those_of_one_graph(
     run = f"{world}/{engine} alone"
     expected = contrastive_run(made.root, Job("", of(engine, ALONE)), ALONE_STEPS)
     assert difference(expected, made.log(run)) <= FLOAT32
+
+
+@engines("torch", "zero3")
+def test_a_mean_and_its_gradient_are_those_over_the_items_of_all_parts(
+    made: Runs, engine: str
+) -> None:
+    """Not the mean of the parts' means: they have different numbers of masked tokens and boxes."""
+    expected = means_run(made.root, Job("", of(engine, MEANS)), ALONE_STEPS)
+    assert difference(expected, made.log(f"2/{engine} means")) <= FLOAT32
 
 
 @pytest.mark.parametrize(("world", "parts"), [(3, 3), (3, 6), (2, 6)])
