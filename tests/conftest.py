@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# torch looks up the name of every address that it connects to; a name server that does not answer
+# costs 5 s each time, and more than a second makes the tests of silent ranks fail
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of that
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN_CASES = REPOSITORY / "tests" / "golden" / "cases"

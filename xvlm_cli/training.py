@@ -150,8 +150,14 @@ def _train(
     run: runs.RunInfo | None,
     start_from: Path | None,
 ) -> None:
-    from xvlm_core.train.devices import pick_device
-    from xvlm_core.train.ranks import open_ranks
+    from xvlm_core.train.interrupts import held_back
+
+    with held_back():  # all of torch and timm
+        import xvlm_core.models.xvlm
+        import xvlm_core.train.session
+        import xvlm_core.weights.pretrained  # noqa: F401
+        from xvlm_core.train.devices import pick_device
+        from xvlm_core.train.ranks import open_ranks
 
     settings = resolved.recipe.train
     device = pick_device(settings.device, request.place)

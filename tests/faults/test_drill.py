@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import socket
+import subprocess
 import sys
 import time
 from multiprocessing import resource_sharer
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.faults import drill
 from tests.faults.drill_run import FAULTS, make_world, whole_steps
 from tests.faults.drill_session import End, Session
@@ -108,6 +110,29 @@ def test_a_run_killed_while_its_folder_is_made_is_made_by_the_same_command(
         *begun,
         ["recipe.yaml", "run.json"],
     ]
+
+
+IMPORT = """
+import os, signal, sys
+from xvlm_core.train.interrupts import held_back
+try:
+    with held_back():
+        os.kill(os.getpid(), int(sys.argv[1]))
+        os.kill(os.getpid(), signal.SIGINT)
+        print("imported", flush=True)
+    print("went on", flush=True)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(("number", "ends"), [(2, 0), (15, -15)])
+def test_a_signal_waits_until_an_import_is_over(number: int, ends: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT, str(number)], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == ends, done.stderr
+    assert done.stdout == "imported\n" + "interrupted\n" * (number == 2)
 
 
 def test_a_loader_process_whose_parent_died_as_it_took_a_tensor_says_nothing(

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from xvlm_core.train.launch import LAUNCHER_PID, Place
 from xvlm_core.train.supervisor import free_address
 from xvlm_core.train.watch import Timing, Watch, follow_launcher
 
-TIMING = Timing(heartbeat=0.1, gone=1.5, grace=0.5, launcher=1.0, report=1.0)
+# a busy machine may leave a living process alone for a second or two
+TIMING = Timing(heartbeat=0.1, gone=4.0, grace=0.5, launcher=1.0, report=1.0)
 LONG = 60.0
 HOST = socket.gethostname()
 
@@ -51,12 +53,12 @@ def hang_with_the_interpreter(watch: Watch, rank: int) -> None:
 
 def hang_with_the_interpreter_for_a_while(watch: Watch, rank: int) -> None:
     time.sleep(0.3)
-    ctypes.PyDLL(None).usleep(5_000_000)
+    ctypes.PyDLL(None).usleep(8_000_000)
 
 
 def the_same_but_told(watch: Watch, rank: int) -> None:
     with watch.holding("the checkpoint"):
-        ctypes.PyDLL(None).usleep(2_500_000)
+        ctypes.PyDLL(None).usleep(5_500_000)
     time.sleep(0.5)
 
 
@@ -71,6 +73,11 @@ def beat_for_a_while(watch: Watch, rank: int) -> None:
     while time.monotonic() < until:
         watch.beat("validation")
         time.sleep(0.05)
+
+
+def beat_for_long(watch: Watch, rank: int) -> None:
+    for _ in range(3):
+        beat_for_a_while(watch, rank)
 
 
 def take_a_long_step(watch: Watch, rank: int) -> None:
@@ -99,7 +106,14 @@ def fail(watch: Watch, rank: int) -> None:
 # ---------------------------------------------------------------------- running it
 
 
-def rank_of(folder: Path, roles: list[Role], rank: int, port: int, stalls: Sequence[float]) -> None:
+def rank_of(
+    folder: Path,
+    roles: list[Role],
+    rank: int,
+    port: int,
+    stalls: Sequence[float],
+    all_here: Barrier | None = None,
+) -> None:
     descriptor = os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 2)
     store = None
@@ -112,6 +126,8 @@ def rank_of(folder: Path, roles: list[Role], rank: int, port: int, stalls: Seque
     def say(error: LostRankError) -> None:
         words.write_text(str(error))
 
+    if all_here is not None:  # nobody is timed while others still import torch
+        all_here.wait(60)
     watch = Watch(place, store, stalls[rank], folder, resume="GO ON", last_words=say, timing=TIMING)
     with watch:
         (folder / f"here-{rank}").touch()
@@ -122,11 +138,13 @@ def rank_of(folder: Path, roles: list[Role], rank: int, port: int, stalls: Seque
 class Told:
     """Exit codes by rank, seconds until the last ended, and what each rank wrote."""
 
-    def __init__(self, folder: Path, roles: list[Role], *stalls: float) -> None:
+    def __init__(self, all_here: Barrier, folder: Path, roles: list[Role], *stalls: float) -> None:
         folder.mkdir()
         self.folder = folder
         port = free_address().port
-        arguments = [(folder, roles, rank, port, stalls * len(roles)) for rank in range(len(roles))]
+        arguments = [
+            (folder, roles, rank, port, stalls * len(roles), all_here) for rank in range(len(roles))
+        ]
         self._processes = [_CONTEXT.Process(target=_child, args=(rank_of, a)) for a in arguments]
         for process in self._processes:
             process.start()
@@ -160,7 +178,7 @@ RUNS: dict[str, tuple[Any, ...]] = {
     "leaves": ([beat_for_a_while, leave], LONG),
     "store leaves": ([leave, beat_for_a_while], LONG),
     "fails": ([wait_in_c, fail], LONG),
-    "told silence": ([the_same_but_told, beat_for_a_while], LONG),
+    "told silence": ([the_same_but_told, beat_for_long], LONG),
     "silence": ([wait_in_c, hang_with_the_interpreter_for_a_while], LONG),
 }
 
@@ -171,7 +189,8 @@ Run = Callable[[str], Told]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The end of a run. They mostly sleep, so they all run at once."""
     folder = tmp_path_factory.mktemp("runs")
-    started = {name: Told(folder / name, what[0], *what[1:]) for name, what in RUNS.items()}
+    all_here = _CONTEXT.Barrier(sum(len(what[0]) for what in RUNS.values()))
+    started = {name: Told(all_here, folder / name, *what) for name, what in RUNS.items()}
     yield lambda name: started[name].wait()
     for told in started.values():
         told.end()

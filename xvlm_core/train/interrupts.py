@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -47,3 +49,24 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """SIGTERM and SIGINT wait until this is over, and then have the effect that they had before.
+
+    For the imports of torch and timm: a process that leaves it half-way is aborted by its C++ at its end
+    (SIGABRT, and a line that nobody understands), whatever it wanted to end with.
+    """
+    received: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _WATCHED:
+            before[number] = signal.signal(number, lambda got, _: received.append(got))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if received:
+        signal.raise_signal(received[0])

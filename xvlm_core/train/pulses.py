@@ -142,7 +142,12 @@ class Pulses:
         self._thread = threading.Thread(target=self._run, name="xvlm-watch-pulses", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin; returns when the others can hear of this rank, or the store did not answer.
+
+        A rank that fails in its first moments must have been heard of: one that never was is not
+        missed. Torch may spend seconds in asking for the name of an address (a slow name server).
+        """
+        self._exchange_once()
         self.answered_at = time.monotonic()
         self._thread.start()
 
@@ -184,21 +189,24 @@ class Pulses:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            with self._turn:
-                self._begun += 1
-                self._wake.clear()
-            try:
-                self._exchange()
-                self._succeeded = True
-            except (RuntimeError, OSError):  # torch's errors of the store are RuntimeErrors
-                self._client, self._succeeded = None, False
-            with self._turn:
-                self._ended = self._begun
-                self._turn.notify_all()
+            self._exchange_once()
             # rank 0 looks on until the others have left; for them the store may be gone now
             if self._said_goodbye and self._pulse.rank != 0:
                 return
             self._wake.wait(self._heartbeat)
+
+    def _exchange_once(self) -> None:
+        with self._turn:
+            self._begun += 1
+            self._wake.clear()
+        try:
+            self._exchange()
+            self._succeeded = True
+        except (RuntimeError, OSError):  # torch's errors of the store are RuntimeErrors
+            self._client, self._succeeded = None, False
+        with self._turn:
+            self._ended = self._begun
+            self._turn.notify_all()
 
     def _exchange(self) -> None:
         client = self._client = self._client or self._connect()

@@ -107,10 +107,11 @@ class Watch:
 
     def __enter__(self) -> Watch:
         """Watch."""
-        self.beat("the start")
         follow_launcher(self._timing.launcher)
+        self.beat("the start")
         if self._pulses is not None:
             self._pulses.start()
+            self.beat("the start")
         self._guard.start()
         return self
 
