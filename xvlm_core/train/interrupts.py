@@ -55,8 +55,8 @@ class Interrupts:
 def held_back() -> Iterator[None]:
     """SIGTERM and SIGINT wait until this is over, and then have the effect that they had before.
 
-    For the imports of torch and timm: a process that leaves it half-way is aborted by its C++ at its end
-    (SIGABRT, and a line that nobody understands), whatever it wanted to end with.
+    For the imports of torch and timm: a process that leaves them half-way is aborted by its C++ at
+    its end (SIGABRT, and a line that nobody understands), whatever it wanted to end with.
     """
     received: list[int] = []
     before: dict[int, Any] = {}
