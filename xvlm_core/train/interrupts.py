@@ -62,11 +62,11 @@ def held_back() -> Iterator[None]:
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in _WATCHED:
-            before[number] = signal.signal(number, lambda got, _: received.append(got))
+            before[int(number)] = signal.signal(number, lambda got, _: received.append(got))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for one, handler in before.items():
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
     if received:
         signal.raise_signal(received[0])
