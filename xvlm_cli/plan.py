@@ -198,9 +198,13 @@ def _steps(recipe: Recipe, ready: bool, start_from: Path | None) -> int | None:
     data = recipe.data
     if data.size is not None:
         per_step = (
-            data.images.batch_size if data.images else data.regions and data.regions.max_images
+            data.images.batch_size
+            if data.images
+            else data.regions.max_images
+            if data.regions
+            else data.pairs and data.pairs.batch_size
         )
-        assert per_step, "the schema wants one of the two streams"
+        assert per_step, "the schema wants one of the streams"
         return total_steps(recipe.schedule, -(-data.size // per_step))
     if not ready:
         return None
@@ -231,9 +235,12 @@ def _batch(recipe: Recipe, ranks: int) -> dict[str, Any]:
             texts = min(texts, regions.batch_texts)
         row |= {"region_pictures": regions.max_images, "region_texts": texts}
         said.append(f"{regions.max_images:,} pictures with up to {texts:,} texts of regions")
+    if data.pairs is not None:
+        row["pairs"] = data.pairs.batch_size
+        said.append(f"{data.pairs.batch_size:,} pairs of pictures")
     text = (" + " if data.mix == "joint" else "; ").join(said)
     if parts > 1:
-        one = data.mix == "joint" or data.images is None or data.regions is None
+        one = data.mix == "joint" or len(said) == 1
         text += "; in" if one else "; each in"
         text += f" {parts} parts, "
         if ranks == 1:

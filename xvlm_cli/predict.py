@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
-import os
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from xvlm_cli import output as outputs
 from xvlm_cli.options import DownloadOption, DryRunOption, JsonOption, OverwriteOption, QuietOption
 from xvlm_cli.options import complete_run as complete_model
-from xvlm_cli.output import Output, table, writing
-from xvlm_cli.progress import Progress
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+TASKS = {
+    "grounding": "xvlm_cli.predict_grounding",
+    "retrieval": "xvlm_cli.predict_retrieval",
+    "nlvr2": "xvlm_cli.predict_nlvr2",
+}
+"""What can be predicted, and the module that does it: its ``run(request, out)``."""
 
-    from xvlm_cli.inputs import Item
 
-TASKS = ("grounding",)
-_BATCH = 16
-_PROBABLE = 0.5
+@dataclass(frozen=True)
+class Request:
+    """What was typed; each task takes its part of it.
+
+    Attributes:
+        task: one of :data:`TASKS`.
+        words: inputs and texts, as they came.
+        phrases: texts that are also names of files.
+        checkpoint: the model, if named.
+        output: where files go.
+        no_files: write none.
+        download: fetch the model from the hub if it is not here.
+        device: auto, cpu or cuda.
+        overwrite: replace files that are there.
+        dry_run: say what would be done.
+        explain: grounding: the heat map of each word.
+        proposals: grounding: boxes to choose from (a store).
+        top: retrieval: answers to a question.
+        index: retrieval: folder of the index.
+        rebuild: retrieval: make it anew.
+        region: retrieval: which part of the picture answers.
+    """
+
+    task: str
+    words: tuple[str, ...]
+    phrases: tuple[str, ...]
+    checkpoint: str | None
+    output: Path | None
+    no_files: bool
+    download: bool
+    device: str
+    overwrite: bool
+    dry_run: bool
+    explain: bool
+    proposals: str | None
+    top: int
+    index: Path | None
+    rebuild: bool
+    region: bool
 
 
 def _complete_task(incomplete: str) -> list[str]:
@@ -30,14 +68,18 @@ def _complete_task(incomplete: str) -> list[str]:
 
 def predict(
     task: Annotated[
-        str, typer.Argument(help="grounding: the box of a phrase.", autocompletion=_complete_task)
+        str,
+        typer.Argument(
+            help="grounding: the box of a phrase; retrieval: the pictures of a text, and the texts "
+            "of a picture; nlvr2: is a statement about two pictures true?",
+            autocompletion=_complete_task,
+        ),
     ],
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT... PHRASE...",
-            help="Pictures, folders or globs, then phrases; - reads JSON lines "
-            '{"image": ..., "phrases": [...]} from stdin.',
+            metavar="INPUT... TEXT...",
+            help="Pictures, folders or globs, then texts; - reads JSON lines from stdin.",
         ),
     ] = None,
     phrase: Annotated[
@@ -61,6 +103,27 @@ def predict(
     no_files: Annotated[
         bool, typer.Option("--no-files", help="Write no picture and no JSON file.")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="grounding: also draw what each word looks at."),
+    ] = False,
+    proposals: Annotated[
+        str | None,
+        typer.Option("--proposals", help="grounding without boxes: a store of boxes."),
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, help="retrieval: answers to each question.")
+    ] = 5,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", help="retrieval: folder of the index (default: DIR/.xvlm-index)."),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="retrieval: make the index anew.")
+    ] = False,
+    region: Annotated[
+        bool, typer.Option("--region", help="retrieval: also which part of the picture it is.")
+    ] = False,
     download: DownloadOption = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     overwrite: OverwriteOption = False,
@@ -68,145 +131,37 @@ def predict(
     json_document: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find what phrases name: a box, and the probability that it is there at all.
+    """Ask a model about your own pictures.
 
     xvlm predict grounding image.jpg "man wearing backpack"
     """
     out = outputs.begin("predict", json_document=json_document, quiet=quiet)
     import difflib
 
-    from xvlm_cli import inputs
     from xvlm_core.errors import UsageError
-    from xvlm_core.inference.checkpoints import find_checkpoint
 
     if task not in TASKS:
         near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.3)
         raise UsageError(
             f"no task {task!r}; there is {', '.join(TASKS)}",
-            try_=f'xvlm predict {near[0] if near else TASKS[0]} image.jpg "a phrase"',
+            try_=f'xvlm predict {near[0] if near else "grounding"} image.jpg "a phrase"',
         )
-    items = inputs.read(words or (), phrase or (), out)
-    targets = [] if no_files else inputs.targets(items, output, overwrite=overwrite)
-    found = find_checkpoint(checkpoint, task, os.environ, download=download)
-    (out.warn if found.builtin else out.note)(found.origin)
-    if dry_run:
-        rows = [{"image": item.path, "phrases": list(item.phrases)} for item in items]
-        lines = [f"would ask about {item.path}: {', '.join(item.phrases)}" for item in items]
-        lines += [f"would write {target}" for target in targets]
-        out.result({"pictures": rows, "write": targets, "model": found.origin}, lines)
-        return
-    _ground(items, targets, found, device, out)
-
-
-def _ground(
-    items: Sequence[Item], targets: Sequence[Path], found: Any, device: str, out: Output
-) -> None:
-    from xvlm_core.errors import DataError
-    from xvlm_core.inference.predictor import Predictor
-
-    predictor = Predictor.from_folder(found.folder, device)
-    progress = Progress(quiet=out.quiet)
-    pictures: list[dict[str, Any]] = []
-    problems: list[str] = []
-    unknown: dict[str, None] = {}
-    cut: dict[str, str] = {}
-    for batch in _batches(items, problems):
-        answers = predictor.ground_many([(image, item.phrases) for _, item, image in batch])
-        for (number, item, image), groundings in zip(batch, answers, strict=True):
-            row: dict[str, Any] = {
-                "image": item.path,
-                "width": image.width,
-                "height": image.height,
-                "groundings": [grounding.to_json() for grounding in groundings],
-            }
-            for grounding in groundings:
-                unknown.update(dict.fromkeys(grounding.unknown_words))
-                if grounding.cut:
-                    cut[grounding.phrase] = grounding.read_as
-            if targets:
-                row["annotated"], row["json"] = _write(
-                    targets[number], image, groundings, row, found
-                )
-            pictures.append(row)
-        progress(len(pictures), len(items), "pictures")
-    progress.close()
-    if unknown:
-        out.warn(f"words that the model does not know: {', '.join(unknown)}")
-    for phrase, read_as in cut.items():
-        out.warn(f"a phrase is too long: of {phrase[:40]!r}... only {read_as!r} was read")
-    if pictures:
-        out.result(
-            {
-                "task": "grounding",
-                "model": {
-                    "folder": found.folder,
-                    "origin": found.origin,
-                    "builtin": found.builtin,
-                    "about": predictor.info.about,
-                },
-                "pictures": pictures,
-                "failed": problems,
-            },
-            _lines(pictures, found),
-        )
-    if problems:
-        some = f"{len(problems)} of {len(items)} pictures" if len(items) > 1 else "the picture"
-        raise DataError(
-            problems[0] if len(problems) == 1 else f"{some} cannot be used",
-            details=problems if len(problems) > 1 else (),
-            where=f"{len(pictures)} of {len(items)} pictures were answered",
-            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
-        )
-
-
-def _batches(items: Sequence[Item], problems: list[str]) -> Iterator[list[tuple[int, Item, Any]]]:
-    """Numbered items with their pictures; those that cannot be read go to ``problems``."""
-    from xvlm_core.data.images import PictureError, read_picture
-
-    batch: list[tuple[int, Item, Any]] = []
-    for number, item in enumerate(items):
-        try:
-            batch.append((number, item, read_picture(item.path)))
-        except PictureError as error:
-            problems.append(f"picture {item.path}: {error.reason}")
-            continue
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _write(
-    target: Path, image: Any, groundings: Sequence[Any], row: dict[str, Any], found: Any
-) -> tuple[Path, Path]:
-    """The annotated picture and, beside it, the same as JSON."""
-    from xvlm_cli.inputs import MARK, json_beside
-    from xvlm_core.drawing import png_bytes
-    from xvlm_core.inference.draw import annotate
-    from xvlm_core.train.files import json_bytes, write_atomically
-
-    beside = json_beside(target)
-    document = {"schema": MARK, **row, "image": str(row["image"]), "model": found.origin}
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, png_bytes(annotate(image, groundings)))
-        write_atomically(beside, json_bytes({**document, "annotated": str(target)}))
-    return target, beside
-
-
-def _lines(pictures: Sequence[dict[str, Any]], found: Any) -> list[str]:
-    rows = []
-    for picture in pictures:
-        for grounding in picture["groundings"]:
-            box = ", ".join(f"{value:.1f}" for value in grounding["box_xyxy_px"])
-            doubt = "" if grounding["probability"] >= _PROBABLE else "probably not there"
-            row = (picture["image"], grounding["phrase"], f"{grounding['probability']:.3f}")
-            rows.append((*row, f"[{box}]", doubt))
-    header = ("picture", "phrase", "probability", "box (x1, y1, x2, y2 px)", "")
-    lines = [*table(header, rows), "", f"Answered by: {found.origin}"]
-    written = [str(p["annotated"]) for p in pictures if "annotated" in p]
-    if written:
-        more = f" and {len(written) - 3} more" if len(written) > 3 else ""
-        lines.append(f"Drawn: {', '.join(written[:3])}{more}")
-    return lines
+    request = Request(
+        task=task,
+        words=tuple(words or ()),
+        phrases=tuple(phrase or ()),
+        checkpoint=checkpoint,
+        output=output,
+        no_files=no_files,
+        download=download,
+        device=device,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        explain=explain,
+        proposals=proposals,
+        top=top,
+        index=index,
+        rebuild=rebuild,
+        region=region,
+    )
+    importlib.import_module(TASKS[task]).run(request, out)

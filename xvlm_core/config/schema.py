@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from xvlm_core.data.records import REGION_KINDS, RegionKind
 from xvlm_core.models.sizes import SIZES, ModelConfig
 
-TaskName = Literal["pretrain", "grounding"]
+TaskName = Literal[
+    "pretrain", "grounding", "weak_grounding", "retrieval", "nlvr2", "nlvr2_pretrain"
+]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -128,6 +130,13 @@ class RegionsSection(_Section):
     iter_perc: Fraction = Field(0.5, description="mix extra: share of steps with a region update")
 
 
+class PairsSection(_Section):
+    """The stream of pairs of pictures with a statement about both."""
+
+    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
+    batch_size: int = Field(80, gt=0, description="pairs an update, over all ranks")
+
+
 class DataSection(_Section):
     """What is read, and how it is mixed."""
 
@@ -141,6 +150,7 @@ class DataSection(_Section):
     cache_gb: float = Field(20.0, gt=0, description="the most that it may take, 10^9 bytes")
     images: ImagesSection | None = None
     regions: RegionsSection | None = None
+    pairs: PairsSection | None = None
     mix: Literal["extra", "joint"] = Field(
         "extra",
         description="extra: a region batch is a further update of its own (the released code); "
@@ -177,8 +187,8 @@ class DataSection(_Section):
 
     @model_validator(mode="after")
     def _something_to_read(self) -> DataSection:
-        if self.images is None and self.regions is None:
-            raise ValueError("at least one of data.images and data.regions is needed")
+        if self.images is None and self.regions is None and self.pairs is None:
+            raise ValueError("at least one of data.images, data.regions and data.pairs is needed")
         return self
 
 
@@ -190,13 +200,15 @@ class LossSection(_Section):
 
 
 class LossesSection(_Section):
-    """The five losses of the paper (Eq. 1-8)."""
+    """The five losses of pre-training (Eq. 1-8), and those of tasks; a task takes its own."""
 
     contrastive: LossSection = LossSection()
     matching: LossSection = LossSection()
     masked_lm: LossSection = LossSection()
     box_l1: LossSection = LossSection()
     box_giou: LossSection = LossSection()
+    statement: LossSection = LossSection()
+    pair_assignment: LossSection = LossSection()
 
 
 class OptimSection(_Section):
@@ -236,6 +248,28 @@ class ScheduleSection(_Section):
         if self.epochs is None and self.max_steps is None and self.max_seconds is None:
             raise ValueError("one of epochs, max_steps and max_seconds is needed")
         return self
+
+
+class ScoringSection(_Section):
+    """How answers are found and scored."""
+
+    candidates: int = Field(
+        256,
+        gt=0,
+        description="retrieval: texts a picture and pictures a text, nearest by similarity, that "
+        "the cross encoder ranks anew (k_test)",
+    )
+    cam_layer: int | None = Field(
+        None,
+        ge=0,
+        description="grounding without boxes: layer of the text stack whose cross-attention makes "
+        "the heat map (released: 9 of 12); null: the fourth cross layer, or the last",
+    )
+    proposals: tuple[str, ...] = Field(
+        (),
+        description="grounding without boxes: stores of boxes to choose from, by picture; none: "
+        "the records' own proposals, or the best box of the heat map",
+    )
 
 
 class TrainSection(_Section):
@@ -314,4 +348,5 @@ class Recipe(_Section):
     losses: LossesSection = LossesSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection
+    scoring: ScoringSection = ScoringSection()
     train: TrainSection = TrainSection()

@@ -240,6 +240,8 @@ def parts_of(recipe: Recipe) -> int:
     if data.regions is not None:
         sizes["data.regions.max_images"] = data.regions.max_images
         sizes["data.regions.batch_texts"] = data.regions.batch_texts or parts
+    if data.pairs is not None:
+        sizes["data.pairs.batch_size"] = data.pairs.batch_size
     uneven = {key: size for key, size in sizes.items() if size % parts}
     if not uneven:
         return parts

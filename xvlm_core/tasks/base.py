@@ -156,6 +156,7 @@ class Score:
         convention: how (e.g. which IoU); shown beside the figure.
         n: number of items it is an average over.
         reference: the row of the paper it is to be compared with, if any.
+        interval: 95 % of the figures that as many items, drawn again from these, would give.
     """
 
     value: float
@@ -163,17 +164,54 @@ class Score:
     convention: str
     n: int
     reference: str | None = None
+    interval: tuple[float, float] | None = None
 
 
 Scores = dict[str, Score]
 
 
-class Task(Protocol):
+class Evaluation(Protocol):
+    """How a model of a task is scored on some data: every item asked once, and a metric."""
+
+    selection: str | None
+    """Name of the score that selects the best checkpoint (greater is better), if any."""
+
+    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Batches of a rank's share of the validation data; empty when there is none.
+
+        The shares of all ranks, one after the other, are every item once, in order.
+        """
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Answers keyed by id, with what is needed to score them. Called without gradient."""
+
+    def score(self, predictions: Sequence[Prediction]) -> Scores:
+        """Figures over all predictions; each id counted once."""
+
+
+@runtime_checkable
+class InPasses(Protocol):
+    """An evaluation whose answers need those to all other items: a ranking of a collection."""
+
+    def next_pass(
+        self, predictions: Sequence[Prediction], rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch] | None:
+        """Batches of a rank's share of a further pass, whose predictions replace these.
+
+        Args:
+            predictions: of the pass before, of all ranks, in order; equal on every rank.
+            rank: of this process.
+            world_size: number of them.
+
+        Returns:
+            None on every rank where the predictions are final.
+        """
+
+
+class Task(Evaluation, Protocol):
     """What is learnt and how it is scored."""
 
     name: str
-    selection: str | None
-    """Name of the score that selects the best checkpoint (greater is better), if any."""
     notes: list[str]
     """What is worth saying once the model is built: where its first weights come from."""
 
@@ -205,15 +243,3 @@ class Task(Protocol):
         Called before the losses where a rank computes several parts in turn; empty where no loss
         needs the other parts at this moment.
         """
-
-    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """Batches of a rank's share of the validation data; empty when there is none.
-
-        The shares of all ranks, one after the other, are every item once, in order.
-        """
-
-    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """Answers keyed by id, with what is needed to score them. Called without gradient."""
-
-    def score(self, predictions: Sequence[Prediction]) -> Scores:
-        """Figures over all predictions; each id counted once."""

@@ -6,24 +6,24 @@ gets a low probability instead of a confident wrong box.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data.batches import GroundingBatch
+from xvlm_core.data.collate import grounding_batch
 from xvlm_core.data.feeds import GroundingFeed
-from xvlm_core.data.store import Store
 from xvlm_core.errors import ConfigError
 from xvlm_core.models.sizes import Head
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.objectives.box import box_losses, nearest_targets
 from xvlm_core.objectives.matching import matching_loss
 from xvlm_core.tasks.base import Batch, Losses, Moment
-from xvlm_core.tasks.building import open_stores
-from xvlm_core.tasks.recipe_task import RecipeTask
+from xvlm_core.tasks.grounding_eval import GroundingEvaluation
+from xvlm_core.tasks.recipe_task import RecipeTask, SamplesOf
 
 HEADS: tuple[Head, ...] = ("matching", "box")
 LOSSES = ("matching", "box_l1", "box_giou")
@@ -34,6 +34,8 @@ class GroundingTask(RecipeTask):
 
     name = "grounding"
     about = "fine-tuned for grounding"
+    heads = HEADS
+    loss_names = LOSSES
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         if recipe.data.regions is None:
@@ -48,22 +50,31 @@ class GroundingTask(RecipeTask):
                 where="data.regions.absent",
                 try_="data.regions.absent=1, or losses.matching.weight=0",
             )
-        super().__init__(recipe, HEADS, start_from)
-        self.stores = open_stores(recipe, recipe.data.regions.stores)
-
-    def training_stores(self) -> Sequence[Store]:
-        """Those of ``data.regions``."""
-        return self.stores
+        super().__init__(recipe, start_from)
 
     def feed(self) -> GroundingFeed:
         """Pictures with phrases that are there and phrases that are not."""
-        return GroundingFeed(self.recipe, self.stores, self.sample_maker())
+        return GroundingFeed(self.recipe, self.streams["regions"], self.sample_maker())
+
+    def update_of(
+        self, samples: SamplesOf, rng: np.random.Generator, parts: int
+    ) -> list[tuple[Batch, float]]:
+        """Pictures with their phrases."""
+        regions, maker = self.recipe.data.regions, self.sample_maker()
+        assert regions is not None
+        asked = samples(
+            "regions",
+            regions.max_images,
+            lambda r, b, e: maker.of_regions(r, b, e, mask=False, whole_first=True),
+        )
+        negatives = regions.absent if self.recipe.losses.matching.weight > 0 else 0
+        return [(grounding_batch(asked, negatives=negatives, rng=rng), 1.0)]
 
     def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> Losses:
         """Box losses of the phrases that are there; matching over all phrases."""
         assert isinstance(model, XVLM)
         assert isinstance(batch, GroundingBatch)
-        weights = {n: w for n, w in self.loss_weights(moment).items() if n in LOSSES}
+        weights = self.loss_weights(moment)
         counts = {**batch.counts, "absent": int((~batch.present_B).sum())}
         if not weights:
             return Losses({}, weights, counts)
@@ -92,3 +103,13 @@ class GroundingTask(RecipeTask):
         sizes = {"box_l1": present, "box_giou": present, "matching": float(len(batch.present_B))}
         weights = self.loss_weights(moment)
         return {name: size for name, size in sizes.items() if name in weights}
+
+    def open_evaluation(self) -> GroundingEvaluation:
+        """Every phrase of the validation stores."""
+        return GroundingEvaluation.of_model(
+            self.validation_stores,
+            self.recipe.data.validation_split,
+            self.tokenizer,
+            self.info(),
+            limit=self.recipe.data.validation_limit,
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, GroundingItem
@@ -33,7 +33,7 @@ from xvlm_core.metrics.box_accuracy import (
 from xvlm_core.metrics.calibration import ece, roc_auc
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.tasks.base import Prediction, Score, Scores
+from xvlm_core.tasks.base import Batch, Prediction, Score, Scores
 from xvlm_core.weights.folder import ModelInfo
 
 BoxXYXY = tuple[float, float, float, float]
@@ -46,6 +46,8 @@ MAX_PHRASES = 512
 
 class GroundingEvaluation:
     """The phrases of some stores' split, in order, each once; nothing is padded or repeated.
+
+    An :class:`xvlm_core.tasks.base.Evaluation`.
 
     Args:
         stores: where the records are.
@@ -108,6 +110,22 @@ class GroundingEvaluation:
             max_tokens=info.max_tokens,
             limit=limit,
         )
+
+    selection: str | None = SELECTION
+
+    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
+        """See :meth:`batches`."""
+        return self.batches(rank, world_size)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """See :func:`predict`."""
+        assert isinstance(model, XVLM)
+        assert isinstance(batch, GroundingBatch)
+        return predict(model, batch)
+
+    def score(self, predictions: Sequence[Prediction]) -> Scores:
+        """See :func:`score`."""
+        return score(predictions, self.split)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
         """Batches of whole pictures with all their phrases, present and absent.

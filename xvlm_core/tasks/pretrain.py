@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection
 
+import numpy as np
 from torch import Tensor, nn
 
-from xvlm_core.config.schema import Recipe
 from xvlm_core.data.batches import PretrainBatch
+from xvlm_core.data.collate import pretrain_batch
 from xvlm_core.data.feeds import PretrainFeed
-from xvlm_core.data.store import Store
+from xvlm_core.data.samples import Sample
 from xvlm_core.models.sizes import ALL_HEADS
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.objectives.box import box_losses, nearest_targets
@@ -18,9 +18,9 @@ from xvlm_core.objectives.contrastive import contrastive_loss
 from xvlm_core.objectives.masked_lm import masked_lm_loss
 from xvlm_core.objectives.matching import matching_loss
 from xvlm_core.tasks.base import Batch, Losses, Moment
-from xvlm_core.tasks.building import open_stores
+from xvlm_core.tasks.grounding_eval import GroundingEvaluation
 from xvlm_core.tasks.pretrain_forward import Wanted, contrastive_rows, pretrain_forward
-from xvlm_core.tasks.recipe_task import RecipeTask
+from xvlm_core.tasks.recipe_task import RecipeTask, SamplesOf
 
 
 class PretrainTask(RecipeTask):
@@ -28,20 +28,45 @@ class PretrainTask(RecipeTask):
 
     name = "pretrain"
     about = "pre-trained"
-
-    def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
-        super().__init__(recipe, ALL_HEADS, start_from)
-        data = recipe.data
-        self.image_stores = open_stores(recipe, data.images.stores) if data.images else []
-        self.region_stores = open_stores(recipe, data.regions.stores) if data.regions else []
-
-    def training_stores(self) -> Sequence[Store]:
-        """Those of ``data.images`` and ``data.regions``."""
-        return [*self.image_stores, *self.region_stores]
+    heads = ALL_HEADS
+    loss_names = ("contrastive", "matching", "masked_lm", "box_l1", "box_giou")
 
     def feed(self) -> PretrainFeed:
         """Pictures with captions and pictures with regions, mixed as the recipe says."""
-        return PretrainFeed(self.recipe, self.image_stores, self.region_stores, self.sample_maker())
+        return PretrainFeed(
+            self.recipe, self.streams["images"], self.streams["regions"], self.sample_maker()
+        )
+
+    def update_of(
+        self, samples: SamplesOf, rng: np.random.Generator, parts: int
+    ) -> list[tuple[Batch, float]]:
+        """Captions and regions, apart or together."""
+        recipe, maker = self.recipe, self.sample_maker()
+        data, official = recipe.data, recipe.compat == "official"
+        whole: list[Sample] = []
+        part_of: list[Sample] = []
+        most_texts = None
+        if data.images is not None:
+            whole = samples("images", data.images.batch_size, maker.of_caption)
+        if data.regions is not None:
+            part_of = samples("regions", data.regions.max_images, maker.of_regions)
+            if data.regions.batch_texts is not None:
+                most_texts = data.regions.batch_texts // parts
+
+        def batch(samples: list[Sample], always: int, batch_texts: int | None) -> Batch:
+            return pretrain_batch(
+                samples, batch_texts=batch_texts, always=always, rng=rng, compat_official=official
+            )
+
+        if data.mix == "joint":
+            return [(batch(whole + part_of, len(whole), most_texts), 1.0)]
+        updates: list[tuple[Batch, float]] = []
+        if data.regions is not None:
+            often = data.regions.iter_perc if whole else 1.0
+            updates.append((batch(part_of, 0, most_texts), often))
+        if whole:
+            updates.append((batch(whole, len(whole), None), 1.0))
+        return updates
 
     def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> Losses:
         """The losses of one update: five where the batch has regions, else three (Eq. 8)."""
@@ -115,4 +140,14 @@ class PretrainTask(RecipeTask):
             matching="matching" in weights,
             masked_lm="masked_lm" in weights,
             box=bool({"box_l1", "box_giou"} & set(weights)),
+        )
+
+    def open_evaluation(self) -> GroundingEvaluation:
+        """Every phrase of the validation stores."""
+        return GroundingEvaluation.of_model(
+            self.validation_stores,
+            self.recipe.data.validation_split,
+            self.tokenizer,
+            self.info(),
+            limit=self.recipe.data.validation_limit,
         )

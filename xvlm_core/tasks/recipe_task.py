@@ -1,24 +1,36 @@
-"""What our tasks share: an X-VLM of the recipe's shape, its weights, validation by grounding."""
+"""What our tasks share: a model of the recipe's shape, its weights, its samples, validation."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
+import numpy as np
 from torch import Tensor, nn
 
 from xvlm_core.config.schema import Recipe
-from xvlm_core.data.batches import GroundingBatch
-from xvlm_core.data.samples import SampleMaker
+from xvlm_core.data.records import Record
+from xvlm_core.data.samples import Sample, SampleMaker
 from xvlm_core.data.store import Store
-from xvlm_core.models.sizes import Head
+from xvlm_core.models.build import build_model
+from xvlm_core.models.sizes import Head, ModelConfig
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.tasks import grounding_eval
-from xvlm_core.tasks.base import Batch, Moment, Prediction, Scores
+from xvlm_core.tasks.base import (
+    Batch,
+    Evaluation,
+    Feed,
+    InPasses,
+    Losses,
+    Moment,
+    Prediction,
+    Scores,
+)
 from xvlm_core.tasks.building import (
     initialise,
     model_shape,
+    open_stores,
     open_validation,
     sample_settings,
     start_from_checkpoint,
@@ -28,38 +40,59 @@ from xvlm_core.tasks.building import (
 from xvlm_core.weights import official as official_weights
 from xvlm_core.weights.folder import ModelInfo, load_weights, save_model_folder
 
+Stream = Literal["images", "regions", "pairs"]
+"""A section of ``data`` that names stores."""
+
+SamplesOf = Callable[[Stream, int, Callable[[Record, bytes, int], Sample]], list[Sample]]
+"""Samples of a stream: which, how many in an update, and what makes one of a record."""
+
 
 class RecipeTask(ABC):
-    """A task built from a recipe; subclasses add their data and their losses.
+    """A task built from a recipe; subclasses add their data, their losses and their metric.
 
     Args:
         recipe: resolved.
-        heads: the heads that the model carries.
         start_from: a model folder, or a released checkpoint, whose weights it starts from.
 
     Attributes:
+        streams: the stores of each section of ``data`` that is trained on.
+        name: of the task.
+        about: what its models are, for people.
+        heads: that its model carries.
+        loss_names: the sections of ``losses`` that it has a use for.
         notes: what is worth saying once the model is built.
         first_weights: once it is built, every tensor by name: as in a file, resized, or random.
     """
 
     name: str
     about: str
+    heads: tuple[Head, ...]
+    loss_names: tuple[str, ...]
 
-    def __init__(self, recipe: Recipe, heads: tuple[Head, ...], start_from: Path | None) -> None:
+    def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         self.recipe = recipe
         self.start_from = start_from
         self.tokenizer = tokenizer_of(recipe, start_from)
-        self.config = model_shape(recipe, self.tokenizer, heads)
+        self.config = self.shape()
         self.notes: list[str] = []
         self.first_weights: list[str] = []
+        self.streams: dict[Stream, list[Store]] = {}
+        for stream in get_args(Stream):
+            section = getattr(recipe.data, stream)
+            self.streams[stream] = open_stores(recipe, section.stores) if section else []
         self.validation_stores = open_validation(recipe)
-        self.selection = grounding_eval.SELECTION if self.validation_stores else None
+        self.evaluation = self.open_evaluation() if self.validation_stores else None
+        self.selection = self.evaluation.selection if self.evaluation else None
 
     # ------------------------------------------------------------------ model
 
+    def shape(self) -> ModelConfig:
+        """The shape of the model."""
+        return model_shape(self.recipe, self.tokenizer, self.heads)
+
     def build_model(self, *, first_weights: bool = True) -> nn.Module:
         """A model with the task's heads, from the weights that the recipe names."""
-        model = XVLM(self.config)
+        model = build_model(self.config)
         if not self._always_fuses():
             model.runs_in_every_part = ()
         if not first_weights:
@@ -109,8 +142,29 @@ class RecipeTask(ABC):
     # ------------------------------------------------------------------ training
 
     @abstractmethod
+    def feed(self) -> Feed:
+        """The training stream."""
+
+    @abstractmethod
+    def update_of(
+        self, samples: SamplesOf, rng: np.random.Generator, parts: int
+    ) -> list[tuple[Batch, float]]:
+        """One part of every kind of update, and how many a step has of it on average.
+
+        As the feed makes it, of samples that come from elsewhere: to foretell memory and time.
+        """
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> Losses:
+        """The losses of one part of an update."""
+
+    @abstractmethod
+    def sizes(self, batch: Batch, moment: Moment) -> Mapping[str, float | None]:
+        """What each of them weighs in the update: see :class:`xvlm_core.tasks.base.Task`."""
+
     def training_stores(self) -> Sequence[Store]:
         """The stores that are trained on."""
+        return [store for stores in self.streams.values() for store in stores]
 
     def sample_maker(self) -> SampleMaker:
         """Makes samples as the recipe says, for this model and tokenizer."""
@@ -122,7 +176,7 @@ class RecipeTask(ABC):
         return {
             name: loss.weight
             for name, loss in self.recipe.losses
-            if loss.weight > 0 and moment.progress >= loss.start
+            if name in self.loss_names and loss.weight > 0 and moment.progress >= loss.start
         }
 
     def tables(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
@@ -131,22 +185,28 @@ class RecipeTask(ABC):
 
     # ------------------------------------------------------------------ validation
 
-    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
-        """Phrases of a rank's share of the validation stores, each once."""
-        return grounding_eval.GroundingEvaluation.of_model(
-            self.validation_stores,
-            self.recipe.data.validation_split,
-            self.tokenizer,
-            self.info(),
-            limit=self.recipe.data.validation_limit,
-        ).batches(rank, world_size)
+    @abstractmethod
+    def open_evaluation(self) -> Evaluation:
+        """How the validation stores are asked; called where there are any."""
+
+    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """A rank's share of the validation stores, each item once."""
+        return self.evaluation.validation(rank, world_size) if self.evaluation else iter(())
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """Boxes and probabilities of phrases."""
-        assert isinstance(model, XVLM)
-        assert isinstance(batch, GroundingBatch)
-        return grounding_eval.predict(model, batch)
+        """Answers to a validation batch."""
+        assert self.evaluation is not None, "there is nothing to validate on"
+        return self.evaluation.predict(model, batch)
+
+    def next_pass(
+        self, predictions: Sequence[Prediction], rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch] | None:
+        """See :class:`xvlm_core.tasks.base.InPasses`."""
+        if not isinstance(self.evaluation, InPasses):
+            return None
+        return self.evaluation.next_pass(predictions, rank, world_size)
 
     def score(self, predictions: Sequence[Prediction]) -> Scores:
-        """Box accuracy and presence."""
-        return grounding_eval.score(predictions, self.recipe.data.validation_split)
+        """Figures over all predictions."""
+        assert self.evaluation is not None, "there is nothing to validate on"
+        return self.evaluation.score(predictions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,15 @@ from xvlm_core.data.files import is_store, is_url, store_place
 from xvlm_core.errors import DataError
 
 if TYPE_CHECKING:
-    from xvlm_core.tasks.grounding import GroundingTask
-    from xvlm_core.tasks.pretrain import PretrainTask
+    from xvlm_core.tasks.recipe_task import RecipeTask
 
 TASKS: dict[str, str] = {
     "pretrain": "contrastive, matching, masked words and boxes, on whole pictures and on regions",
     "grounding": "the box of what a phrase names, and whether it is there at all",
+    "weak_grounding": "grounding learnt from pictures and phrases alone, without a box",
+    "retrieval": "the text of a picture among many, and the picture of a text",
+    "nlvr2": "whether a statement about two pictures is true",
+    "nlvr2_pretrain": "which of two pictures a text belongs to: prepares for nlvr2",
 }
 """Task and what it learns, for ``xvlm ls tasks``."""
 
@@ -51,8 +55,10 @@ class MissingStore:
 def stores_of(recipe: Recipe) -> list[str]:
     """Names of the stores a recipe reads, training first, each once."""
     data = recipe.data
-    streams = [stream.stores for stream in (data.images, data.regions) if stream is not None]
-    return list(dict.fromkeys(name for names in (*streams, data.validation) for name in names))
+    sections = (data.images, data.regions, data.pairs)
+    streams = [stream.stores for stream in sections if stream is not None]
+    names = (*streams, data.validation, recipe.scoring.proposals)
+    return list(dict.fromkeys(name for some in names for name in some))
 
 
 def missing_stores(recipe: Recipe) -> list[MissingStore]:
@@ -116,7 +122,26 @@ def _command(name: str, place: Path | str) -> str:
     return f"xvlm prepare-data {source} -o {local} --pack, and copy {local} to {place}"
 
 
-def build_task(recipe: Recipe, *, start_from: Path | None = None) -> PretrainTask | GroundingTask:
+_CLASSES = {
+    "pretrain": "pretrain:PretrainTask",
+    "grounding": "grounding:GroundingTask",
+    "weak_grounding": "weak_grounding:WeakGroundingTask",
+    "retrieval": "retrieval:RetrievalTask",
+    "nlvr2": "nlvr2:Nlvr2Task",
+    "nlvr2_pretrain": "nlvr2_pretrain:Nlvr2PretrainTask",
+}
+
+
+def task_class(name: str) -> type[RecipeTask]:
+    """The class of a task of :data:`TASKS`. Imports torch."""
+    module, _, attribute = _CLASSES[name].partition(":")
+    found: type[RecipeTask] = getattr(
+        importlib.import_module(f"xvlm_core.tasks.{module}"), attribute
+    )
+    return found
+
+
+def build_task(recipe: Recipe, *, start_from: Path | None = None) -> RecipeTask:
     """The task of a recipe, with its stores open. Imports torch.
 
     Args:
@@ -126,10 +151,4 @@ def build_task(recipe: Recipe, *, start_from: Path | None = None) -> PretrainTas
     Raises:
         DataError: a store is missing or damaged.
     """
-    if recipe.task == "pretrain":
-        from xvlm_core.tasks.pretrain import PretrainTask
-
-        return PretrainTask(recipe, start_from)
-    from xvlm_core.tasks.grounding import GroundingTask
-
-    return GroundingTask(recipe, start_from)
+    return task_class(recipe.task)(recipe, start_from)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from xvlm_core.errors import XvlmError
-from xvlm_core.tasks.base import Prediction, Scores, Task
+from xvlm_core.tasks.base import Batch, Evaluation, InPasses, Prediction, Scores
 from xvlm_core.train.devices import Precision, autocast
 from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.state import random_state, set_random_state
@@ -18,10 +18,11 @@ from xvlm_core.train.state import random_state, set_random_state
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores, and the items that could not be asked, by reason."""
+    """The scores, the items that could not be asked, by reason, and what they are made of."""
 
     scores: Scores
     dropped: dict[str, int]
+    predictions: list[Prediction]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Answers:
 
 
 def evaluate(
-    task: Task,
+    task: Evaluation,
     model: nn.Module,
     device: torch.device,
     precision: Precision = "fp32",
@@ -66,40 +67,47 @@ def evaluate(
         XvlmError: what a rank raised.
     """
     ranks = ranks or Ranks()
-    answers, error = None, None
-    try:
-        answers = _answer(task, model, device, precision, ranks, stop, beat)
-    except XvlmError as problem:
-        error = problem
-    ranks.raise_first(error)
-    gathered = [found for found in ranks.agree(answers) if found is not None]
-    if any(found.stopped for found in gathered):
-        return None
-    predictions = [prediction for found in gathered for prediction in found.predictions]
-    ids = [prediction["id"] for prediction in predictions]
-    assert len(set(ids)) == len(ids), "an id was predicted twice"
-    dropped = sum((found.dropped for found in gathered), Counter())
+    dropped: Counter[str] = Counter()
+    batches: Iterator[Batch] | None = task.validation(ranks.rank, ranks.world_size)
+    predictions: list[Prediction] = []
+    while batches is not None:
+        answers, error = None, None
+        try:
+            answers = _answer(task, model, batches, device, precision, stop, beat)
+        except XvlmError as problem:
+            error = problem
+        ranks.raise_first(error)
+        gathered = [found for found in ranks.agree(answers) if found is not None]
+        if any(found.stopped for found in gathered):
+            return None
+        predictions = [prediction for found in gathered for prediction in found.predictions]
+        ids = [prediction["id"] for prediction in predictions]
+        assert len(set(ids)) == len(ids), "an id was predicted twice"
+        dropped = sum((found.dropped for found in gathered), dropped)
+        batches = None
+        if isinstance(task, InPasses):
+            batches = task.next_pass(predictions, ranks.rank, ranks.world_size)
     scores = ranks.main_does(lambda: task.score(predictions) if predictions else {})
-    return Evaluated(scores, dict(dropped))
+    return Evaluated(scores, dict(dropped), predictions)
 
 
 @torch.no_grad()
 def _answer(
-    task: Task,
+    task: Evaluation,
     model: nn.Module,
+    batches: Iterator[Batch],
     device: torch.device,
     precision: Precision,
-    ranks: Ranks,
     stop: Callable[[], bool],
     beat: Callable[[str], None],
 ) -> _Answers:
-    """This rank's share."""
+    """To this rank's share of a pass."""
     random, training = random_state(), model.training
     model.eval()
     predictions: list[Prediction] = []
     dropped: Counter[str] = Counter()
     try:
-        for batch in task.validation(ranks.rank, ranks.world_size):
+        for batch in batches:
             if stop():
                 return _Answers([], Counter(), stopped=True)
             beat(f"validation, records {', '.join(batch.record_ids[:4])}")

@@ -110,7 +110,7 @@ def load_of(recipe: Recipe, parts: int) -> Load:
     import xvlm_core.train.loop  # what a training process has in memory
     from xvlm_core.data.feeds import parts_of
     from xvlm_core.errors import MissingToolError
-    from xvlm_core.models.xvlm import XVLM
+    from xvlm_core.models.build import build_model
     from xvlm_core.train.counting import count_part
     from xvlm_core.train.devices import pick_device
     from xvlm_core.train.engines.deepspeed_setup import BUCKET, import_deepspeed
@@ -137,7 +137,7 @@ def load_of(recipe: Recipe, parts: int) -> Load:
     flops = 0.0
     for batch, often in made.batches:
         with torch.device("meta"):
-            model = XVLM(task.config)
+            model = build_model(task.config)
         if recipe.train.activation_checkpointing:
             model.checkpoint_activations()
         counted = count_part(task, model, batch, precision=precision, n_parts=parts)

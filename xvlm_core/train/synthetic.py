@@ -15,16 +15,15 @@ from PIL import Image
 
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data import augment
-from xvlm_core.data.collate import grounding_batch, pretrain_batch
 from xvlm_core.data.files import is_store, store_place
 from xvlm_core.data.images import PictureError
 from xvlm_core.data.records import Record, Region
 from xvlm_core.data.samples import Sample, SampleMaker, SampleProblem
 from xvlm_core.data.store import Store
 from xvlm_core.errors import DataError
-from xvlm_core.tasks.base import Batch, Task
-from xvlm_core.tasks.grounding import GroundingTask
-from xvlm_core.tasks.pretrain import PretrainTask
+from xvlm_core.tasks.base import Batch
+from xvlm_core.tasks.recipe_task import RecipeTask, Stream
+from xvlm_core.tasks.registry import task_class
 
 _RECORDS = 32
 """Records that the texts are taken from, spread over the stores; they come again and again."""
@@ -45,7 +44,7 @@ class SyntheticPart:
     looked_at: tuple[str, ...]
 
 
-def task_without_data(recipe: Recipe) -> PretrainTask | GroundingTask:
+def task_without_data(recipe: Recipe) -> RecipeTask:
     """The recipe's task, with none of its stores opened.
 
     Raises:
@@ -53,75 +52,37 @@ def task_without_data(recipe: Recipe) -> PretrainTask | GroundingTask:
     """
     data = recipe.data
     changes: dict[str, object] = {"validation": ()}
-    for name in ("images", "regions"):
+    for name in ("images", "regions", "pairs"):
         section = getattr(data, name)
         if section is not None:
             changes[name] = section.model_copy(update={"stores": ()})
     bare = recipe.model_copy(update={"data": data.model_copy(update=changes)})
-    return PretrainTask(bare) if recipe.task == "pretrain" else GroundingTask(bare)
+    return task_class(recipe.task)(bare)
 
 
-def synthetic_part(recipe: Recipe, task: PretrainTask | GroundingTask, parts: int) -> SyntheticPart:
+def synthetic_part(recipe: Recipe, task: RecipeTask, parts: int) -> SyntheticPart:
     """A part of an update that is divided into ``parts``."""
-    maker, data = task.sample_maker(), recipe.data
     looked_at: dict[str, None] = {}
 
     def samples(
-        stores: Sequence[str], count: int, make: Callable[[Record, bytes, int], Sample]
+        stream: Stream, count: int, make: Callable[[Record, bytes, int], Sample]
     ) -> list[Sample]:
         found = []
-        for name, record in _records(recipe, stores):
+        for name, record in _records(recipe, getattr(recipe.data, stream).stores):
             try:
                 found.append(make(record, _blank(record.width, record.height), 0))
             except (PictureError, SampleProblem):
                 continue  # nor would it be trained on
             looked_at[name] = None
         if not found:
-            record = _longest(maker, task)
+            record = _longest(task.sample_maker())
             found = [make(record, _blank(record.width, record.height), 0)]
         return list(itertools.islice(itertools.cycle(found), max(1, count // parts)))
 
-    batches: list[tuple[Batch, float]] = []
     rng = augment.generator(recipe.seed, 1, "batch", "synthetic")
-    if isinstance(task, GroundingTask):
-        assert data.regions is not None
-        regions = data.regions
-        asked = samples(
-            regions.stores,
-            regions.max_images,
-            lambda r, b, e: maker.of_regions(r, b, e, mask=False, whole_first=True),
-        )
-        negatives = regions.absent if recipe.losses.matching.weight > 0 else 0
-        batches.append((grounding_batch(asked, negatives=negatives, rng=rng), 1.0))
-        return SyntheticPart(tuple(batches), parts * len(asked), tuple(looked_at))
-
-    official = recipe.compat == "official"
-    whole: list[Sample] = []
-    part_of: list[Sample] = []
-    most_texts = None
-    if data.images is not None:
-        whole = samples(data.images.stores, data.images.batch_size, maker.of_caption)
-    if data.regions is not None:
-        part_of = samples(data.regions.stores, data.regions.max_images, maker.of_regions)
-        if data.regions.batch_texts is not None:
-            most_texts = data.regions.batch_texts // parts
-
-    def batch(samples: list[Sample], always: int, batch_texts: int | None) -> Batch:
-        return pretrain_batch(
-            samples, batch_texts=batch_texts, always=always, rng=rng, compat_official=official
-        )
-
-    if data.mix == "joint":
-        batches.append((batch(whole + part_of, len(whole), most_texts), 1.0))
-        return SyntheticPart(tuple(batches), parts * len(whole + part_of), tuple(looked_at))
-    often = 0.0
-    if data.regions is not None:
-        often = data.regions.iter_perc if whole else 1.0
-        batches.append((batch(part_of, 0, most_texts), often))
-    if whole:
-        batches.append((batch(whole, len(whole), None), 1.0))
-    pictures = parts * (len(whole) + often * len(part_of))
-    return SyntheticPart(tuple(batches), pictures, tuple(looked_at))
+    batches = tuple(task.update_of(samples, rng, parts))
+    pictures = parts * sum(often * batch.n_pictures for batch, often in batches)
+    return SyntheticPart(batches, pictures, tuple(looked_at))
 
 
 def _records(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Record]]:
@@ -140,7 +101,7 @@ def _records(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Record]]:
     return found
 
 
-def _longest(maker: SampleMaker, task: Task) -> Record:
+def _longest(maker: SampleMaker) -> Record:
     """A record with as many and as long texts as any may have."""
     settings = maker.settings
     side = settings.image_size
