@@ -122,6 +122,18 @@ class Attention(nn.Module):
         )
         return context.transpose(1, 2).reshape(-1, self.query.out_features)
 
+    def _attend_watched(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, watch: list[Tensor]
+    ) -> Tensor:
+        """As :meth:`_attend`, with the probabilities as a leaf of the graph in ``watch``."""
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        seen = scores.softmax(-1).detach().requires_grad_(torch.is_grad_enabled())
+        watch.append(seen)
+        context = F.dropout(seen, self.dropout, self.training) @ v.detach()
+        return context.transpose(1, 2).reshape(-1, self.query.out_features)
+
     def over_text(self, hidden_ND: Tensor, packing: Packing) -> Tensor:
         """Self-attention inside each text, ``(N, D)``."""
         projected = self.query(hidden_ND), *self._keys_values(hidden_ND)
@@ -139,6 +151,7 @@ class Attention(nn.Module):
         patches_IPS: Tensor,
         views: Views,
         view_of_row: Tensor,
+        watch: list[Tensor] | None = None,
     ) -> Tensor:
         """Cross-attention of each text to its view: [pooled token; patches], ``(N, D)``.
 
@@ -148,6 +161,9 @@ class Attention(nn.Module):
             patches_IPS: patch tokens, S the width of the picture encoder.
             views: what may be seen.
             view_of_row: the view of each text in PACKED order, ``(B,)``.
+            watch: takes the probabilities (before drop-out) of each group of texts of equal
+                length, ``(rows, H, length, 1 + P)``; what comes after them depends on them alone,
+                so that their gradient costs no more than that. None: they are never formed.
         """
         q_ND = self.query(hidden_ND)
         keys_IPD, values_IPD = self._keys_values(patches_IPS)
@@ -164,7 +180,11 @@ class Attention(nn.Module):
                 # the pooled token is always visible
                 mask = F.pad(views.mask_VP[view], (1, 0), value=True)[:, None, None]
             q = self._heads(q_ND[g.start : g.stop], g.rows)
-            parts.append(self._attend(q, self._heads(k, g.rows), self._heads(v, g.rows), mask))
+            k, v = self._heads(k, g.rows), self._heads(v, g.rows)
+            if watch is None:
+                parts.append(self._attend(q, k, v, mask))
+            else:
+                parts.append(self._attend_watched(q, k, v, mask, watch))
         out: Tensor = self.output(torch.cat(parts))
         return out
 
@@ -212,11 +232,12 @@ class PictureSource:
     patches_IPS: Tensor
     views: Views
     view_of_row: Tensor
+    watch: list[Tensor] | None = None
 
     def attend(self, attention: Attention, hidden_ND: Tensor, packing: Packing) -> Tensor:
         """See :class:`CrossSource`."""
         return attention.over_pictures(
-            hidden_ND, packing, self.patches_IPS, self.views, self.view_of_row
+            hidden_ND, packing, self.patches_IPS, self.views, self.view_of_row, self.watch
         )
 
 

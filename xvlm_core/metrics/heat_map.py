@@ -1,0 +1,122 @@
+"""Boxes from a heat map: the score of a proposal, and the best box where there is no proposal.
+
+NumPy only. The map of n x n patches is resized to the picture by bicubic interpolation (official.md
+3.5), which is linear and acts on rows and columns one after the other: the sum over a box of the
+resized map is ``rows @ map @ columns`` with the interpolation weights summed over the box's rows
+and columns. So no map of the picture's size is made, and all boxes are scored in one product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+_CUBIC = -0.75
+"""The free coefficient of the cubic (Keys, 1981), as torch and OpenCV have it."""
+
+_LINES = 24
+"""Cells a side of the grid on which the best box of a map is searched."""
+
+
+@lru_cache(maxsize=256)
+def interpolation_weights(n: int, size: int) -> Floats:
+    """Bicubic interpolation of n values to ``size``, ``(size, n)``.
+
+    Corners not aligned, no antialias, the border repeated: ``interpolate(mode="bicubic")`` of
+    torch. Each row adds up to 1; some weights are negative. Shared: not to be written to.
+    """
+    at = (np.arange(size) + 0.5) * n / size - 0.5
+    first = np.floor(at).astype(np.int64)
+    weights = np.zeros((size, n))
+    for offset in (-1, 0, 1, 2):
+        place = (first + offset).clip(0, n - 1)
+        np.add.at(weights, (np.arange(size), place), _cubic(np.abs(at - first - offset)))
+    weights.flags.writeable = False
+    return weights
+
+
+def _cubic(distance: Floats) -> Floats:
+    a, d = _CUBIC, distance
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    out: Floats = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    return out
+
+
+def resize(maps: ArrayLike, width: int, height: int) -> Floats:
+    """Maps ``(..., n, n)`` at the size of a picture, ``(..., height, width)``."""
+    values = np.asarray(maps, dtype=np.float64)
+    n = values.shape[-1]
+    out: Floats = interpolation_weights(n, height) @ values @ interpolation_weights(n, width).T
+    return out
+
+
+def proposal_scores(
+    heat_map: ArrayLike, boxes_xyxy_px: ArrayLike, width: int, height: int
+) -> Floats:
+    """Heat in each box over the square root of its area, ``(K,)`` (official.md 3.5).
+
+    The sum of the resized map over rows int(y1) to int(y2) and columns int(x1) to int(x2), divided
+    by the root of the box's own (not rounded) area. What is outside the picture has no heat; a
+    negative start does not count from the other end, as a Python slice would.
+
+    Args:
+        heat_map: ``(n, n)``.
+        boxes_xyxy_px: in the picture, ``(K, 4)``.
+        width: of the picture.
+        height: of the picture.
+
+    Returns:
+        Scores; minus infinity for a box without area, or without a whole pixel of the picture.
+    """
+    values = np.asarray(heat_map, dtype=np.float64)
+    boxes = np.asarray(boxes_xyxy_px, dtype=np.float64).reshape(-1, 4)
+    limits = np.array([width, height, width, height])
+    pixels = np.trunc(np.nan_to_num(boxes)).clip(0, limits).astype(np.int64)
+    n = len(values)
+    rows, columns = _summed(n, height), _summed(n, width)
+    x1, y1, x2, y2 = pixels.T
+    heat = np.einsum(
+        "kr,rc,kc->k", rows[y2] - rows[y1], values, columns[x2] - columns[x1], optimize=True
+    )
+    sides = boxes[:, 2:] - boxes[:, :2]
+    is_box = (sides > 0).all(1) & (x2 > x1) & (y2 > y1) & np.isfinite(boxes).all(1)
+    area = np.where(is_box, sides.prod(1), 1.0)
+    out: Floats = np.where(is_box, heat / np.sqrt(area), -np.inf)
+    return out
+
+
+def _summed(n: int, size: int) -> Floats:
+    """Row k: the weights of the first k values, added up, ``(size + 1, n)``."""
+    return np.concatenate([np.zeros((1, n)), np.cumsum(interpolation_weights(n, size), axis=0)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The proposal with the best score.
+
+    Attributes:
+        index: which; None: there is none that is a box in the picture.
+        score: its score.
+    """
+
+    index: int | None
+    score: float
+
+
+def best_proposal(heat_map: ArrayLike, boxes_xyxy_px: ArrayLike, width: int, height: int) -> Choice:
+    """The proposal with the best score, the first of equal ones, also if no score is above 0.
+
+    The released code takes only a score above 0 and else keeps the box of the phrase before
+    (official.md 6, row 9): a caller that wants that looks at the score.
+    """
+    scores = proposal_scores(heat_map, boxes_xyxy_px, width, height)
+    if not np.isfinite(scores).any():
+        return Choice(None, -np.inf)
+    best = int(scores.argmax())
+    return Choice(best, float(scores[best]))
