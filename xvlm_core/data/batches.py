@@ -19,21 +19,18 @@ from xvlm_core.models.packing import PackedTexts
 from xvlm_core.objectives.box import OtherBoxes
 from xvlm_core.objectives.contrastive import excluded_pairs
 
-BatchT = TypeVar("BatchT", bound="TextPictureBatch")
+BatchT = TypeVar("BatchT", bound="PictureBatch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPictureBatch:
+class PictureBatch:
     """What every batch of texts and pictures has.
 
     Attributes:
         pictures_ICHW: normalised pictures, float32; uint8 as long as they come from a loader
             process and are on no device yet (see ``to``).
         texts: the B texts.
-        picture_of_text_B: picture of each text, int64.
-        boxes_cxcywh_B4: box of each text as fractions of the picture.
-        others: further boxes that texts fit as well, by text number; None: there are none.
-        record_ids: of the I pictures.
+        record_ids: of the I pictures (pairs: of the B pairs).
         dropped: samples (in evaluation: phrases) left out while the batch was made, by reason.
         bad: of these, the ones that are damage (training only).
         counts: what was done to the texts (cut tokens, empty texts), for the log.
@@ -41,9 +38,6 @@ class TextPictureBatch:
 
     pictures_ICHW: Tensor
     texts: PackedTexts
-    picture_of_text_B: Tensor
-    boxes_cxcywh_B4: Tensor
-    others: OtherBoxes | None = None
     record_ids: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     bad: BadSamples = field(default_factory=BadSamples)
@@ -65,6 +59,21 @@ class TextPictureBatch:
                 moved[name] = value.to(device)
         moved["pictures_ICHW"] = _normalised(moved["pictures_ICHW"])
         return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPictureBatch(PictureBatch):
+    """Texts about a picture each.
+
+    Attributes:
+        picture_of_text_B: picture of each text, int64.
+        boxes_cxcywh_B4: box of each text as fractions of the picture.
+        others: further boxes that texts fit as well, by text number; None: there are none.
+    """
+
+    picture_of_text_B: Tensor
+    boxes_cxcywh_B4: Tensor
+    others: OtherBoxes | None = None
 
 
 def _normalised(pictures_ICHW: Tensor) -> Tensor:
@@ -157,3 +166,39 @@ class GroundingItem:
     like: str | None = None
     objects_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()
     others_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch(PictureBatch):
+    """Statements about two pictures each; a picture that several have is there once.
+
+    Attributes:
+        first_B: the picture shown first (left) to each text, int64.
+        second_B: the one shown second.
+        label_B: 1 where the statement is true, 0 where not, int64.
+        items: for evaluation, what each statement is: see :class:`PairItem`.
+    """
+
+    first_B: Tensor
+    second_B: Tensor
+    label_B: Tensor
+    items: tuple[PairItem, ...] = ()
+
+
+@dataclass(frozen=True)
+class PairItem:
+    """One statement about one pair of pictures, as evaluation needs it.
+
+    Attributes:
+        id: unique in the split.
+        record: the record it belongs to.
+        statement: the text before cleaning.
+        label: whether it is true.
+        group: the same for all pairs that one sentence was written for; None: not known.
+    """
+
+    id: str
+    record: str
+    statement: str
+    label: bool
+    group: str | None = None

@@ -13,16 +13,12 @@ from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import CheckpointError, ConfigError, DataError
 from xvlm_core.models.sizes import Head, ModelConfig
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.tasks.first_weights import FirstWeights, Source, account_for, notes_of
-from xvlm_core.weights.folder import TOKENIZER, read_info, read_weights
-from xvlm_core.weights.interpolate import (
-    ABSOLUTE_POSITIONS,
-    RELATIVE_TABLE,
-    resize_positions,
-)
+from xvlm_core.tasks.first_weights import FirstWeights, Source, account_for
+from xvlm_core.weights.folder import TOKENIZER
 from xvlm_core.weights.official import from_official
 from xvlm_core.weights.pretrained import load_text, load_vision
-from xvlm_core.weights.reading import Note, Report, read_state_file
+from xvlm_core.weights.reading import Note, read_state_file
+from xvlm_core.weights.transplant import head_of, load_from_folder
 
 
 def open_stores(recipe: Recipe, names: Sequence[str]) -> list[Store]:
@@ -91,8 +87,8 @@ def sample_settings(recipe: Recipe, config: ModelConfig) -> SampleSettings:
     data, text, regions = recipe.data, recipe.text, recipe.data.regions
     official = recipe.compat == "official"
     careful_flip = data.careful_flip
-    if careful_flip is None:  # the released pre-training mirrors whatever the text says
-        careful_flip = not (official and recipe.task == "pretrain")
+    if careful_flip is None:  # the released code mirrors whatever the text says
+        careful_flip = not official or recipe.task == "grounding"
     settings = SampleSettings(
         image_size=config.vision.image_size,
         grid=config.vision.grid,
@@ -120,8 +116,8 @@ def sample_settings(recipe: Recipe, config: ModelConfig) -> SampleSettings:
 
 
 def token_limit(recipe: Recipe, config: ModelConfig) -> int:
-    """Most tokens of a text. The released fine-tuning for grounding cuts no text."""
-    if recipe.compat == "official" and recipe.task == "grounding":
+    """Most tokens of a text. The released fine-tuning of these tasks cuts no text."""
+    if recipe.compat == "official" and recipe.task in ("grounding", "weak_grounding", "nlvr2"):
         return config.text.max_positions
     return recipe.text.max_tokens
 
@@ -162,8 +158,10 @@ def initialise(model: XVLM, recipe: Recipe) -> FirstWeights:
 def start_from_checkpoint(model: XVLM, source: Path) -> FirstWeights:
     """Load a model folder, or a released checkpoint file, into a model that may differ in heads.
 
-    Position tables are resized to the model's picture size. Heads the model lacks are left out,
-    heads the checkpoint lacks stay fresh; both are said in what is returned.
+    A model of two pictures a text takes each cross layer of a pre-trained one twice
+    (:mod:`xvlm_core.weights.transplant`). Position tables are resized to the model's picture size.
+    Heads the model lacks are left out, heads the checkpoint lacks stay fresh; both are said in what
+    is returned.
 
     Raises:
         CheckpointError: missing, damaged, or of another size.
@@ -173,53 +171,12 @@ def start_from_checkpoint(model: XVLM, source: Path) -> FirstWeights:
     return _start_from_official(model, source)
 
 
-_HEADS = ("itm_head", "bbox_head", "vision_proj", "text_proj", "temp", "text.lm_head")
-
-
-def _head_of(name: str) -> str | None:
-    """The head that a parameter belongs to, if any."""
-    return next((head for head in _HEADS if name == head or name.startswith(f"{head}.")), None)
-
-
 def _start_from_folder(model: XVLM, source: Path) -> FirstWeights:
-    theirs, ours = read_info(source).config, model.config
-    state = read_weights(source)
-    own = model.state_dict()
-    differing = _differing_options(theirs, ours)
-    differing += [
-        f"{name}: {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} here"
-        for name in own
-        if name in state
-        and state[name].shape != own[name].shape
-        and not name.endswith((RELATIVE_TABLE, ABSOLUTE_POSITIONS))
+    report = load_from_folder(model, source)
+    more = [
+        *(str(note) for note in report.converted),
+        *_about_heads([note.name for note in report.dropped], [n.name for n in report.fresh]),
     ]
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    differing += [f"{name}: not in the checkpoint" for name in missing if not _head_of(name)]
-    differing += [f"{name}: unknown here" for name in unexpected if not _head_of(name)]
-    if differing:
-        more = [f"... and {len(differing) - 5} more"] if len(differing) > 5 else []
-        raise CheckpointError(
-            f"{source} holds a model of another size ({theirs.size}) than the recipe's "
-            f"({ours.size})",
-            details=differing[:5] + more,
-            try_=f"model.size={theirs.size}  (or another init.checkpoint)"
-            if theirs.size != ours.size
-            else "take image_size and overrides of the run it comes from",
-        )
-    numbers = {name: value.numel() for name, value in {**state, **own}.items()}
-    state, resized = resize_positions(state, own)
-    model.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
-    converted = notes_of(resized)
-    report = Report(
-        str(source),
-        matched=tuple(n for n in own if n in state and n not in {c.name for c in converted}),
-        converted=converted,
-        dropped=tuple(Note(name, "this model carries no such head") for name in unexpected),
-        fresh=tuple(Note(name, "the checkpoint has no such head") for name in missing),
-        numbers=numbers,
-    )
-    more = [*resized, *_about_heads(unexpected, missing)]
     return account_for(model, [Source("weights", str(source), report)], more)
 
 
@@ -228,9 +185,9 @@ def _start_from_official(model: XVLM, source: Path) -> FirstWeights:
         read_state_file(source), model.config, strict=False, source=str(source)
     )
     report = converted.report
-    missing = [name for name in report.missing if _head_of(name)]
+    missing = [name for name in report.missing if head_of(name)]
     dataclasses.replace(
-        report, missing=tuple(name for name in report.missing if not _head_of(name))
+        report, missing=tuple(name for name in report.missing if not head_of(name))
     ).require_complete(
         f"{source} does not fit this model", try_="model.size=base, or another init.checkpoint"
     )
@@ -244,25 +201,10 @@ def _start_from_official(model: XVLM, source: Path) -> FirstWeights:
     return account_for(model, [Source("weights", str(source), report)], more)
 
 
-def _differing_options(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-    """Options that change what a model computes without changing the shape of any weight."""
-    options = {
-        "vision": ("kind", "patch_size", "num_heads", "sine_positions"),
-        "text": ("num_heads", "layer_norm_eps", "norm_first"),
-    }
-    return [
-        f"{part}.{name}: {one} in the checkpoint, {other} here"
-        for part, names in options.items()
-        for name in names
-        if (one := getattr(getattr(theirs, part), name))
-        != (other := getattr(getattr(ours, part), name))
-    ]
-
-
 def _about_heads(left_out: Sequence[str], fresh: Sequence[str]) -> list[str]:
     lines = []
     for what, names in (("left out", left_out), ("fresh", fresh)):
-        heads = sorted({head for name in names if (head := _head_of(name))})
+        heads = sorted({head for name in names if (head := head_of(name))})
         if heads:
             lines.append(f"{what}: {', '.join(heads)}")
     return lines

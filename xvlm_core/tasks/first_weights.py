@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.weights.reading import Note, Report
+from xvlm_core.weights.reading import Report
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def account_for(model: XVLM, sources: Sequence[Source], more: Sequence[str] = ()
         more: further notes.
     """
     taken = {name for source in sources for name in source.report.matched}
+    taken |= {note.name for source in sources for note in source.report.copied}
     resized = {note.name: note for source in sources for note in source.report.converted}
     reasons = {note.name: note for source in sources for note in source.report.fresh}
     numbers = {name: value.numel() for name, value in model.named_parameters()}
@@ -78,12 +79,6 @@ def account_for(model: XVLM, sources: Sequence[Source], more: Sequence[str] = ()
         for name in random
     ]
     return FirstWeights([*notes, *more], lines)
-
-
-def notes_of(lines: Sequence[str]) -> tuple[Note, ...]:
-    """Notes of lines ``name: what``."""
-    pairs = (line.partition(": ") for line in lines)
-    return tuple(Note(name, what) for name, _, what in pairs)
 
 
 def _parts(names: Sequence[str]) -> list[str]:

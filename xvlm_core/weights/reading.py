@@ -37,13 +37,15 @@ class Note:
 class Report:
     """What became of every tensor of a file and of every tensor of the model.
 
-    Each tensor of the file is matched, converted, computed, tied, dropped, unexpected or
-    mismatched; each tensor of the model that is wanted is matched, converted, missing, mismatched
-    or fresh.
+    Each tensor of the file is matched, copied, converted, computed, tied, dropped, unexpected or
+    mismatched; each tensor of the model that is wanted is matched, copied, converted, missing,
+    mismatched or fresh.
 
     Attributes:
         source: the file.
         matched: our names, taken bit for bit.
+        copied: our names, taken bit for bit from another name in the file, and which: one may
+            serve several.
         converted: our names; resized, or of another float type in the file.
         computed: names in the file that the model computes and does not store (official files).
         tied: names in the file that stand for a tensor it has under another name, too (the same).
@@ -58,6 +60,7 @@ class Report:
 
     source: str
     matched: tuple[str, ...] = ()
+    copied: tuple[Note, ...] = ()
     converted: tuple[Note, ...] = ()
     computed: tuple[Note, ...] = ()
     tied: tuple[Note, ...] = ()
@@ -78,6 +81,7 @@ class Report:
         """One line of counts."""
         counts = {
             "matched": self.matched,
+            "copied": self.copied,
             "converted": self.converted,
             "computed": self.computed,
             "tied": self.tied,
@@ -93,6 +97,7 @@ class Report:
         """The summary and a line for each tensor that was not simply matched."""
         return [
             f"{self.source}: {self.summary() or 'no tensors'}",
+            *(f"copied {note}" for note in self.copied),
             *(f"converted {note}" for note in self.converted),
             *(f"computed {note}" for note in self.computed),
             *(f"tied {note}" for note in self.tied),
@@ -106,6 +111,7 @@ class Report:
         """Every tensor by name, under the count of tensors and of numbers of what became of it."""
         named = {
             "matched": [Note(name, "") for name in self.matched],
+            "copied": self.copied,
             "converted": self.converted,
             "computed": self.computed,
             "tied": self.tied,
