@@ -142,7 +142,7 @@ def pretrain_batch(
         record_ids=tuple(sample.record_id for sample in samples),
         dropped=dict(dropped.reasons) if dropped else {},
         bad=dropped.bad if dropped else BadSamples(),
-        counts=_counts(samples),
+        counts=counts_of(samples),
     )
 
 
@@ -158,7 +158,8 @@ def _others(texts: Sequence[SampleText], side: int) -> OtherBoxes | None:
     return OtherBoxes(torch.tensor([box for _, box in rows]), torch.tensor([b for b, _ in rows]))
 
 
-def _counts(samples: Sequence[Sample]) -> dict[str, int]:
+def counts_of(samples: Sequence[Sample]) -> dict[str, int]:
+    """What was done to the texts of a batch, for the log."""
     counts = {
         "cut_tokens": sum(sample.cut for sample in samples),
         "empty_texts": sum(sample.empty for sample in samples),
@@ -237,5 +238,5 @@ def grounding_batch(
         record_ids=tuple(sample.record_id for sample in samples),
         dropped=dict(dropped.reasons) if dropped else {},
         bad=dropped.bad if dropped else BadSamples(),
-        counts=_counts(samples),
+        counts=counts_of(samples),
     )

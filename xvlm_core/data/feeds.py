@@ -18,6 +18,7 @@ from xvlm_core.data.batches import GroundingBatch, PretrainBatch
 from xvlm_core.data.collate import grounding_batch, pretrain_batch
 from xvlm_core.data.dropped import BadSample, BadSamples, Dropped
 from xvlm_core.data.images import PictureError
+from xvlm_core.data.record_kinds import numbers_of
 from xvlm_core.data.records import Record
 from xvlm_core.data.samples import SIZE_MISMATCH, Sample, SampleMaker, SampleProblem
 from xvlm_core.data.store import Store
@@ -25,6 +26,7 @@ from xvlm_core.data.stream import Stream, coin
 from xvlm_core.errors import ConfigError, DataError
 
 Make = Callable[[Record, Path | bytes, int], Sample]
+MakeOf = Callable[[Store, Record, int], Sample]
 
 _MOST_EMPTY_STEPS = 16
 """Steps without any usable sample after which a run gives up."""
@@ -32,6 +34,8 @@ _MOST_EMPTY_STEPS = 16
 
 class StoreStream:
     """A stream over the training split of some stores, as samples.
+
+    The stream ``pairs`` has the records of two pictures with a statement, any other the rest.
 
     Args:
         stores: where the records are.
@@ -42,7 +46,7 @@ class StoreStream:
         parts: equal parts that a step is divided into.
 
     Raises:
-        DataError: none of the stores has a record of the split.
+        DataError: none of the stores has such a record of the split.
     """
 
     def __init__(
@@ -55,12 +59,13 @@ class StoreStream:
         parts: int = 1,
     ) -> None:
         self.stores = tuple(stores)
-        indices = [store.numbers(split) for store in stores]
+        indices = [numbers_of(store, split, pairs=name == "pairs") for store in stores]
         self.n_records = sum(len(index) for index in indices)
         if not self.n_records:
             names = ", ".join(store.name for store in stores)
+            what = "pair of pictures" if name == "pairs" else "record"
             raise DataError(
-                f"no record of split {split!r} in {names}",
+                f"no {what} of split {split!r} in {names}",
                 where=f"data.{name}.stores",
                 try_="data.train_split=...  (xvlm ls stores shows the splits that are there)",
             )
@@ -72,6 +77,14 @@ class StoreStream:
         return self.stream.steps_per_epoch
 
     def samples(self, step: int, part: int, make: Make) -> tuple[list[Sample], Dropped]:
+        """As :meth:`samples_of`, of records of one picture each."""
+
+        def made(store: Store, record: Record, epoch: int) -> Sample:
+            return make(record, store.picture(record), epoch)
+
+        return self.samples_of(step, part, made)
+
+    def samples_of(self, step: int, part: int, make: MakeOf) -> tuple[list[Sample], Dropped]:
         """The samples of a part of a step, and those left out.
 
         Where it has no usable sample at all, those of the same part of the steps after it serve:
@@ -89,12 +102,13 @@ class StoreStream:
                 store = self.stores[place.store]
                 record = store[place.record]
                 try:
-                    samples.append(make(record, store.picture(record), place.epoch))
+                    samples.append(make(store, record, place.epoch))
                 except (PictureError, SampleProblem) as problem:
                     reasons[problem.reason] += 1
                     if isinstance(problem, PictureError) or problem.reason == SIZE_MISMATCH:
                         where = (store.name, str(store.place), record.id)
-                        bad.append(BadSample(*where, problem.reason, record.image))
+                        which = problem.which if isinstance(problem, PictureError) else 0
+                        bad.append(BadSample(*where, problem.reason, record.images[which]))
             if samples:
                 return samples, Dropped(reasons, BadSamples.of(bad))
         told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
@@ -141,7 +155,7 @@ class PretrainFeed:
         """Steps that make one pass over the pictures with captions (or regions, without them)."""
         stream = self.images or self.regions
         assert stream is not None
-        return _steps_per_epoch(self.recipe, stream)
+        return steps_per_epoch(self.recipe, stream)
 
     def batches(self, step: int, part: int = 0) -> tuple[PretrainBatch, ...]:
         """A part of the updates of step 1, 2, ..."""
@@ -213,7 +227,7 @@ class GroundingFeed:
     @property
     def steps_per_epoch(self) -> int:
         """Steps that make one pass."""
-        return _steps_per_epoch(self.recipe, self.stream)
+        return steps_per_epoch(self.recipe, self.stream)
 
     def batches(self, step: int, part: int = 0) -> tuple[GroundingBatch, ...]:
         """A part of the update of step 1, 2, ..."""
@@ -264,8 +278,8 @@ def _counted(batch: PretrainBatch, part: int) -> PretrainBatch:
     return dataclasses.replace(batch, counts=counts)
 
 
-def _steps_per_epoch(recipe: Recipe, stream: StoreStream) -> int:
-    """By ``data.size`` where the recipe says it, else by the records that are there."""
+def steps_per_epoch(recipe: Recipe, stream: StoreStream) -> int:
+    """Steps of a pass: by ``data.size`` where the recipe says it, else by the records there."""
     if recipe.data.size is None:
         return stream.steps_per_epoch
     return -(-recipe.data.size // stream.stream.batch_size)

@@ -47,7 +47,12 @@ class PictureError(ValueError):
     Reasons: "missing", "not a file", "unreadable", "empty file", "not an image", "truncated image",
     "damaged image", "too large", "unsupported pixel type"; from ``resolve_inside``:
     "outside the image root", "absolute path", "a URL", "not a file name".
+
+    Attributes:
+        which: number of the picture in its record: 1 for the second of a pair.
     """
+
+    which = 0
 
     def __init__(self, reason: str, seen: object) -> None:
         super().__init__(f"{reason}: {seen}")
