@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from xvlm_core.config.schema import Recipe
     from xvlm_core.data.manifest import Manifest
-    from xvlm_core.data.records import Record
+    from xvlm_core.data.records import Box, Record
 
 _SPLITS = ("train", "val", "test", "unseen")
 _SHARD = 250
@@ -42,6 +42,8 @@ class _ToDraw:
         pair: two pictures and a statement.
         captions_only: leave out everything that names a part.
         split_name: split of the record.
+        proposals: give the boxes of all things as proposals, as a detector without error would.
+        proposals_only: these alone, without a text.
     """
 
     seed: int
@@ -51,6 +53,8 @@ class _ToDraw:
     pair: bool = False
     captions_only: bool = False
     split_name: str = ""
+    proposals: bool = False
+    proposals_only: bool = False
 
     def expand(self) -> Iterator[Draft]:
         """Draw it.
@@ -66,13 +70,27 @@ class _ToDraw:
         else:
             record, picture = world_record(self.seed, self.split, self.index, self.size)
             pictures = (picture,)
-        if self.captions_only:
+        if self.proposals or self.proposals_only:
+            record = dataclasses.replace(record, proposals_xyxy_px=_boxes_of_things(record))
+        if self.captions_only or self.proposals_only:
             record = dataclasses.replace(record, regions=(), absent=(), questions=(), meta={})
+        if self.proposals_only:
+            record = dataclasses.replace(record, captions=())
         if self.split_name:
             record = dataclasses.replace(record, split=self.split_name)
         names = [name.rsplit("/", 1)[-1] for name in record.images]
         encoded = [_png(name, one) for name, one in zip(names, pictures, strict=True)]
         yield _draft(record, tuple(encoded))
+
+
+def _boxes_of_things(record: Record) -> tuple[Box, ...]:
+    """The true boxes of the things in a picture, in a random order that is the record's own.
+
+    In the order of the scene a position would tell which thing a text is about.
+    """
+    boxes = [thing["box_xyxy_px"] for thing in record.meta.get("scene", ())]
+    boxes.sort(key=lambda box: zlib.crc32(repr(box).encode()))
+    return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes)
 
 
 def _png(name: str, picture_hwc: npt.NDArray[np.uint8]) -> PictureBytes:
@@ -90,6 +108,7 @@ def _draft(record: Record, pictures: tuple[PictureBytes, ...]) -> Draft:
         for region in record.regions
     ]
     said += [Said("absent", text) for text in record.absent]
+    said += [Said("proposal", box_xyxy=list(box)) for box in record.proposals_xyxy_px]
     said += [
         Said(
             "question",
@@ -125,7 +144,7 @@ def plan(options: dict[str, Any]) -> Plan:
     def events() -> Iterator[Event]:
         for split, n in sizes.items():
             for index in range(n):
-                yield _ToDraw(seed, split, index, size)
+                yield _ToDraw(seed, split, index, size, proposals=options["proposals"])
         for split, n in sizes.items():
             for index in range(min(options["pairs"], n // 2)):
                 yield _ToDraw(seed, split, index, size, pair=True)
@@ -143,6 +162,7 @@ SOURCE = Source(
         Option("test", int, "pictures of the split test", 200, minimum=0),
         Option("unseen", int, "pictures with unseen combinations", 200, minimum=0),
         Option("pairs", int, "pairs with a statement, a split (at most half)", 0, minimum=0),
+        Option("proposals", bool, "also the true boxes of all things, as of a detector", False),
         Option("seed", int, "another seed, another world", 0, minimum=0),
         Option("size", int, "side of the pictures in pixels", 128, minimum=16, maximum=4096),
     ),
@@ -167,7 +187,9 @@ def stand_in(
     """Fill every store that a recipe names with pictures of the world.
 
     Each store has other pictures. Stores of ``data.images`` alone have captions only, as theirs
-    would; splits are named as the recipe names them.
+    would; splits are named as the recipe names them. A store of proposals has the pictures of the
+    validation split of a validation store (the first one, the second, ...), with the true boxes of
+    all things.
 
     Args:
         recipe: resolved.
@@ -193,7 +215,13 @@ def stand_in(
     captioned = data.images.stores if data.images else ()
     with_regions = data.regions.stores if data.regions else ()
     trained, validated = {*captioned, *with_regions}, set(data.validation)
-    names = sorted(name for name in trained | validated if only is None or name in only)
+    proposed = [name for name in recipe.scoring.proposals if name not in trained | validated]
+    pictures_of = {
+        name: data.validation[min(number, len(data.validation) - 1)] if data.validation else name
+        for number, name in enumerate(proposed)
+    }
+    every = trained | validated | set(proposed)
+    names = sorted(name for name in every if only is None or name in only)
     for name in names:
         if Path(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UsageError(f"store {name!r} is outside {root}", where="data of the recipe")
@@ -208,12 +236,13 @@ def stand_in(
     for name in names:
         splits = {
             "train": (train if name in trained else 0, data.train_split),
-            "val": (val if name in validated else 0, data.validation_split),
+            "val": (val if name in validated or name in pictures_of else 0, data.validation_split),
         }
-        own_seed = zlib.crc32(f"{name}/{seed}".encode())
+        own_seed = zlib.crc32(f"{pictures_of.get(name, name)}/{seed}".encode())
         captions_only = name not in with_regions and name not in validated
+        boxes = name in pictures_of
         events = (
-            _ToDraw(own_seed, split, index, size, False, captions_only, new_name)
+            _ToDraw(own_seed, split, index, size, False, captions_only, new_name, False, boxes)
             for split, (n, new_name) in splits.items()
             for index in range(n)
         )
