@@ -11,6 +11,8 @@ import pytest
 # costs 5 s each time, and more than a second makes the tests of silent ranks fail
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of that
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken: by the other workers
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN_CASES = REPOSITORY / "tests" / "golden" / "cases"
@@ -22,6 +24,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder of recorded cases (default: ../shared/golden where present)",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``-n N --dist loadgroup`` a file stays in one process: its fixtures are made once.
+
+    The properties count their cases over the whole folder.
+    """
+    for item in items:
+        folder = item.path.parent
+        group = folder if folder.name == "properties" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(REPOSITORY))))
 
 
 def golden_root_of(config: pytest.Config) -> Path | None:
