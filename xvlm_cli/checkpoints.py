@@ -13,6 +13,12 @@ from xvlm_core.weights.folder import CONFIG
 
 NEWEST = "newest-"
 
+_EXAMPLES = {
+    "pretrain": "xvlm pretrain --recipe 16m",
+    "nlvr2_pretrain": "xvlm pretrain --recipe nlvr2, or init.checkpoint=newest-pretrain",
+}
+"""What makes a run of a task."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -63,7 +69,7 @@ def newest(task: str) -> Found:
     """
     run = runs.newest(task=task)
     if run is None:
-        example = "xvlm pretrain --recipe 16m" if task == "pretrain" else f"xvlm finetune {task}"
+        example = _EXAMPLES.get(task, f"xvlm finetune {task}")
         raise CheckpointError(
             f"no {task} run with a checkpoint",
             where=str(runs.runs_root().absolute()),

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from xvlm_cli import output as outputs
 from xvlm_cli import training
 from xvlm_cli.output import Output
+from xvlm_core.config.recipes import kind_of_task
 from xvlm_core.errors import ConfigError, DivergedError, LostRankError, UsageError, XvlmError
 from xvlm_core.train import runs
 from xvlm_core.train.supervisor import REPORT_FD, Outcome
@@ -212,7 +213,7 @@ def _resume_command(request: training.Request, typed: str, since: datetime) -> s
             (
                 run.folder
                 for run in runs.list_runs()
-                if (run.task == "pretrain") == (request.kind == "pretrain")
+                if kind_of_task(run.task) == request.kind
                 and (request.resume or run.created >= since.isoformat(timespec="microseconds"))
             ),
             None,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from xvlm_core.config.recipes import kind_of_task
 from xvlm_core.config.resolve import Resolved, resolve
 from xvlm_core.config.yaml_tree import leaves
 from xvlm_core.errors import CheckpointError, UsageError
@@ -53,16 +54,16 @@ def run_to_resume(request: Request) -> runs.RunInfo:
         )
     if request.output is not None:
         run = runs.read(request.output)
-        if (run.task == "pretrain") != (request.kind == "pretrain"):
-            other = "pretrain" if run.task == "pretrain" else "finetune"
+        verb = kind_of_task(run.task)
+        if verb != request.kind:
             raise UsageError(
                 f"run {run.name} is of the task {run.task}",
                 where=str(run.folder),
-                try_=f"xvlm {other} --resume {run.folder}",
+                try_=f"xvlm {verb} --resume {run.folder}",
             )
         return run
     for run in runs.list_runs():
-        if (run.task == "pretrain") == (request.kind == "pretrain") and run.status != "finished":
+        if kind_of_task(run.task) == request.kind and run.status != "finished":
             return run
     raise CheckpointError(
         f"no unfinished run to resume in {runs.runs_root()}",

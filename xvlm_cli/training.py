@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xvlm_cli import checkpoints, plan
 from xvlm_cli.output import Interrupted, Output, refuse_nonempty
 from xvlm_cli.resuming import nothing_left, recipe_to_resume, run_to_resume
+from xvlm_core.config.recipes import kind_of_task
 from xvlm_core.config.resolve import Resolved, resolve
 from xvlm_core.config.schema import Recipe
 from xvlm_core.config.yaml_tree import leaves
@@ -112,7 +113,7 @@ def refuse_used_output(request: Request) -> None:
 
 
 def _check_task(resolved: Resolved, request: Request) -> None:
-    if (resolved.recipe.task == "pretrain") != (request.kind == "pretrain"):
+    if kind_of_task(resolved.recipe.task) != request.kind:
         other = "finetune" if request.kind == "pretrain" else "pretrain --recipe"
         raise ConfigError(
             f"recipe {resolved.name} is for the task {resolved.recipe.task}",

@@ -201,7 +201,9 @@ def _provenance_lines(provenance: Provenance | None) -> list[str]:
 
 
 def _verb(run: RunInfo) -> str:
-    return "pretrain" if run.task == "pretrain" else "finetune"
+    from xvlm_core.config.recipes import kind_of_task
+
+    return kind_of_task(run.task)
 
 
 def _resume(run: RunInfo, folder: Path | None) -> Resume:

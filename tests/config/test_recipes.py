@@ -4,21 +4,31 @@ from pathlib import Path
 
 import pytest
 
-from xvlm_core.config.recipes import find_recipe, nearest_names, recipe_names, recipes_root
+from xvlm_core.config.recipes import (
+    find_recipe,
+    kind_of_task,
+    nearest_names,
+    recipe_names,
+    recipes_root,
+)
 from xvlm_core.config.resolve import dump_recipe, resolve
 from xvlm_core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPECTED = [
+    "finetune/nlvr2",
     "finetune/refcoco",
     "finetune/refcoco+",
     "finetune/refcocog",
     "finetune/world",
+    "finetune/world-nlvr2",
     "pretrain/16m",
     "pretrain/16m-released",
     "pretrain/4m",
     "pretrain/4m-released",
+    "pretrain/nlvr2",
     "pretrain/world",
+    "pretrain/world-nlvr2",
 ]
 
 
@@ -32,7 +42,7 @@ def test_the_recipes_found_are_the_recipes_expected() -> None:
 def test_every_recipe_holds_and_survives_being_written_down(name: str, tmp_path: Path) -> None:
     resolved = resolve(name)
     assert resolved.recipe.about
-    assert (resolved.recipe.task == "pretrain") == name.startswith("pretrain/")
+    assert name.startswith(f"{kind_of_task(resolved.recipe.task)}/")
     resolved.recipe.model.shape()
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(resolved.recipe), encoding="utf-8")
@@ -231,3 +241,32 @@ def test_the_root_is_read_through_the_package(
     monkeypatch.setattr("importlib.resources.files", lambda package: packaged)
     assert recipes_root() == packaged / "recipes"
     assert recipe_names() == ["pretrain/own"]
+
+
+def test_fine_tuning_for_nlvr2_has_the_released_values() -> None:
+    """official.md 3.3."""
+    recipe = resolve("finetune/nlvr2").recipe
+    assert recipe.data.pairs is not None
+    assert (recipe.model.image_size, recipe.model.window_size) == (384, 12)
+    assert (recipe.data.pairs.batch_size, recipe.schedule.epochs) == (80, 10)
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.lr_mult) == (3e-5, 0.01, 1)
+    assert (recipe.schedule.kind, recipe.schedule.warmup) == ("linear", 0.1)
+    assert recipe.optim.clip_norm is None
+    assert recipe.data.validation_split == "val"
+    assert recipe.init.checkpoint == "newest-nlvr2_pretrain"
+
+
+def test_extra_pretraining_for_nlvr2_has_the_released_values() -> None:
+    """official.md 2.11, the fifth column."""
+    recipe = resolve("nlvr2", kind="pretrain").recipe
+    assert recipe.data.images is not None
+    assert recipe.data.images.stores == ("coco", "vg", "sbu", "cc3m")
+    parts = recipe.train.micro_batches
+    assert parts is not None
+    assert recipe.data.images.batch_size == 128 * parts
+    assert (recipe.data.size, recipe.schedule.epochs) == (5_114_489, 2)
+    assert (recipe.text.max_words, recipe.text.max_tokens) == (40, 40)
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.lr_mult) == (3e-5, 0.01, 2)
+    assert (recipe.schedule.warmup, recipe.optim.clip_norm) == (0.1, 1.0)
+    assert recipe.model.shape().vision.image_size == 224
+    assert recipe.init.checkpoint == "newest-pretrain"

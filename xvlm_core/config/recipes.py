@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from xvlm_core.errors import ConfigError
 
@@ -25,6 +25,11 @@ def recipes_root() -> Traversable:
     if packaged.is_dir():
         return packaged
     return Path(str(package)).parent / "recipes"
+
+
+def kind_of_task(task: str) -> Literal["pretrain", "finetune"]:
+    """The verb that trains a task, and the folder that its recipes are in."""
+    return "pretrain" if task == "pretrain" or task.endswith("_pretrain") else "finetune"
 
 
 def recipe_names(kind: str | None = None) -> list[str]:

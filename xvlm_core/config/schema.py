@@ -34,7 +34,8 @@ class InitConfig(_Section):
     text: str | None = Field(None, description="BERT weights: a local folder or file, or a hub id")
     checkpoint: str | None = Field(
         None,
-        description="a model folder or run; 'newest-pretrain' takes the newest pre-training run",
+        description="a model folder or run; 'newest-pretrain' takes the newest pre-training run, "
+        "'newest-TASK' that of another task",
     )
     download: bool = Field(False, description="allow hub ids to be fetched")
 
@@ -171,7 +172,7 @@ class DataSection(_Section):
     careful_flip: bool | None = Field(
         None,
         description="never mirror a picture whose text has the word left or right; null: as true, "
-        "but false in pre-training under compat=official, as released",
+        "but false under compat=official in all but grounding with boxes, as released",
     )
     augment: bool = Field(True, description="random crop, flip and RandAugment in training")
     max_bad: Fraction = Field(

@@ -77,3 +77,9 @@ class NLVR2(XVLM):
         """Unit vectors of whole pictures, ``(I, E)`` float32: pre-training draws others by them."""
         pooled_IS = self.whole(len(patches_IPS)).pool(patches_IPS)
         return F.normalize(in_float32(self.vision_proj, pooled_IS), dim=-1)
+
+    @property
+    def larger_lr_names(self) -> frozenset[str]:
+        """The heads that no pre-training brings, as released (official.md 3.0)."""
+        own = ("cls_head.", "ta_head.")
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(own))

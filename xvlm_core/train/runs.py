@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from xvlm_core.config.recipes import kind_of_task
 from xvlm_core.config.schema import Recipe
 from xvlm_core.errors import CheckpointError, DataError, OutputError
 from xvlm_core.train import checkpoint as checkpoints
@@ -326,8 +327,7 @@ def read(folder: Path) -> RunInfo:
 
 def resume_command(recipe: Recipe, run: RunInfo) -> str:
     """What to type to go on with a run."""
-    verb = "pretrain" if recipe.task == "pretrain" else "finetune"
-    return f"xvlm {verb} --resume -o {run.folder}"
+    return f"xvlm {kind_of_task(recipe.task)} --resume -o {run.folder}"
 
 
 def check_recipe(run: RunInfo) -> None:

@@ -17,7 +17,7 @@ from xvlm_core.config.schema import Recipe
 from xvlm_core.data import augment
 from xvlm_core.data.files import is_store, store_place
 from xvlm_core.data.images import PictureError
-from xvlm_core.data.records import Record, Region
+from xvlm_core.data.records import Record, Region, Statement
 from xvlm_core.data.samples import Sample, SampleMaker, SampleProblem
 from xvlm_core.data.store import Store
 from xvlm_core.errors import DataError
@@ -75,7 +75,7 @@ def synthetic_part(recipe: Recipe, task: RecipeTask, parts: int) -> SyntheticPar
                 continue  # nor would it be trained on
             looked_at[name] = None
         if not found:
-            record = _longest(task.sample_maker())
+            record = _longest(task.sample_maker(), pair=stream == "pairs")
             found = [make(record, _blank(record.width, record.height), 0)]
         return list(itertools.islice(itertools.cycle(found), max(1, count // parts)))
 
@@ -101,8 +101,8 @@ def _records(recipe: Recipe, names: Sequence[str]) -> list[tuple[str, Record]]:
     return found
 
 
-def _longest(maker: SampleMaker) -> Record:
-    """A record with as many and as long texts as any may have."""
+def _longest(maker: SampleMaker, *, pair: bool) -> Record:
+    """A record with as many and as long texts as any may have; of a pair of pictures if asked."""
     settings = maker.settings
     side = settings.image_size
     # a word is at least one token
@@ -114,7 +114,7 @@ def _longest(maker: SampleMaker) -> Record:
     everywhere = (0.0, 0.0, float(side), float(side))
     return Record(
         id="longest",
-        images=("longest.png",),
+        images=("longest.png",) * (1 + pair),
         width=side,
         height=side,
         captions=tuple(numbered(1, 0)),
@@ -123,6 +123,7 @@ def _longest(maker: SampleMaker) -> Record:
             for words in numbered(settings.max_regions, 1)
         ),
         absent=tuple(numbered(settings.absent, 1 + settings.max_regions)),
+        statement=Statement(text, label=True) if pair else None,
         split="train",
         source="synthetic",
     )

@@ -323,31 +323,39 @@ def statement_of(
 ) -> tuple[str, bool]:
     """A statement about two pictures and whether it is true.
 
-    The form and the class of noun are chosen among those that could be either, so no form says
-    by itself whether it is true.
+    The form, the class of noun and the number of a total are chosen among those that could be
+    either, so none of them says by itself whether it is true.
     """
     wanted = bool(rng.random() < 0.5)
     forms = [(form, noun_class) for form in STATEMENT_TEMPLATES for noun_class in nouns_for(split)]
     for form, noun_class in sample(rng, forms, len(forms)):
-        template = STATEMENT_TEMPLATES[form]
-        texts: dict[bool, list[str]] = {True: [], False: []}
-        for noun in _near(nouns_for(split)[noun_class], (left, right)):
-            a, b = len(fitting(left, noun)), len(fitting(right, noun))
-            if form == "total":
-                if not 2 <= a + b <= len(NUMBER_WORDS):
-                    continue
-                for number, word in enumerate(NUMBER_WORDS[1:], 2):
-                    if abs(number - a - b) <= 1:
-                        text = template.format(n=word, p=noun.text(plural=True))
-                        texts[number == a + b].append(text)
-                continue
-            if "{p}" in template and a + b == 0:
-                continue
-            text = template.format(a=with_article(noun.text()), p=noun.text(plural=True))
-            texts[_is_true(form, a, b)].append(text)
-        if texts[True] and texts[False]:
-            return pick(rng, texts[wanted]), wanted
+        nouns = _near(nouns_for(split)[noun_class], (left, right))
+        # by what they say beside the form and the noun (the number of a total), then by truth
+        said = _said(form, nouns, left, right)
+        either = [texts for texts in said.values() if texts[True] and texts[False]]
+        if either:
+            return pick(rng, pick(rng, either)[wanted]), wanted
     raise AssertionError(f"nothing to say of {left} and {right}")
+
+
+def _said(
+    form: str, nouns: list[Noun], left: Scene, right: Scene
+) -> dict[str, dict[bool, list[str]]]:
+    """The true and the false statements of a form, by the number word in them."""
+    template = STATEMENT_TEMPLATES[form]
+    said: dict[str, dict[bool, list[str]]] = {}
+    for noun in nouns:
+        a, b = len(fitting(left, noun)), len(fitting(right, noun))
+        if "{p}" in template and a + b == 0:
+            continue
+        numbers = enumerate(NUMBER_WORDS[1:], 2) if form == "total" else [(a + b, "")]
+        for number, word in numbers:
+            if abs(number - a - b) > 1:
+                continue
+            text = template.format(a=with_article(noun.text()), p=noun.text(plural=True), n=word)
+            truth = number == a + b if form == "total" else _is_true(form, a, b)
+            said.setdefault(word, {True: [], False: []})[truth].append(text)
+    return said
 
 
 def _is_true(form: str, left: int, right: int) -> bool:
