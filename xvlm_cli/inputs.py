@@ -20,6 +20,8 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
 ANNOTATED = ".grounded.png"
+EXPLAINED = ".explained.png"
+_OURS = (ANNOTATED, EXPLAINED)
 MARK = "xvlm.predict/1"
 _GLOB = re.compile(r"[*?\[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -92,7 +94,7 @@ def _inputs(word: str, out: Output) -> list[Path] | None:
     is_picture_name = path.suffix.lower() in SUFFIXES
     if _GLOB.search(word):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        files = [file for file in found if file.is_file() and not file.name.endswith(ANNOTATED)]
+        files = [file for file in found if file.is_file() and not file.name.endswith(_OURS)]
         if files:
             return files
         if is_picture_name or ("*" in word and "/" in word):
@@ -119,7 +121,7 @@ def _inputs(word: str, out: Output) -> list[Path] | None:
 
 def _in_folder(folder: Path, out: Output) -> list[Path]:
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
-    pictures = [file for file in files if not file.name.endswith(ANNOTATED)]
+    pictures = [file for file in files if not file.name.endswith(_OURS)]
     if len(files) > len(pictures):
         out.note(f"{folder}: {len(files) - len(pictures)} annotated pictures are left out")
     if not pictures:
@@ -164,8 +166,12 @@ def _item(line: str | bytes, where: str) -> Item:
     return Item(Path(image), tuple(phrases))
 
 
-def targets(items: Sequence[Item], output: Path | None, *, overwrite: bool) -> list[Path]:
+def targets(
+    items: Sequence[Item], output: Path | None, *, overwrite: bool, explain: bool = False
+) -> list[Path]:
     """Where each annotated picture goes: ``NAME.grounded.png`` here or in ``-o``, no name twice.
+
+    With ``explain`` there is room for ``explained_beside`` of each, too.
 
     Raises:
         OutputError: a file is there that is not one of ours, or one ``.png`` for many pictures.
@@ -182,7 +188,9 @@ def targets(items: Sequence[Item], output: Path | None, *, overwrite: bool) -> l
     else:
         wanted = _names(items, output or Path())
     for target in wanted:
-        for file, is_ours in ((target, _our_picture), (json_beside(target), _our_json)):
+        files = [(target, _our_picture), (json_beside(target), _our_json)]
+        files += [(explained_beside(target), _our_picture)] if explain else []
+        for file, is_ours in files:
             if file.is_dir() or (file.exists() and not overwrite and not is_ours(file)):
                 raise OutputError(
                     f"{file} is there already, and xvlm did not write it",
@@ -191,7 +199,8 @@ def targets(items: Sequence[Item], output: Path | None, *, overwrite: bool) -> l
                 )
     # not Path.resolve: it raises where links go in a circle
     sources = {os.path.realpath(item.path) for item in items}
-    clash = next((target for target in wanted if os.path.realpath(target) in sources), None)
+    written = [*wanted, *(explained_beside(target) for target in wanted if explain)]
+    clash = next((target for target in written if os.path.realpath(target) in sources), None)
     if clash is not None:
         raise OutputError(f"{clash} is one of the pictures to be read", try_="-o FOLDER")
     return wanted
@@ -209,6 +218,11 @@ def _is_text(text: str) -> bool:
 def json_beside(target: Path) -> Path:
     """``image.grounded.json`` for ``image.grounded.png``."""
     return target.with_suffix(".json")
+
+
+def explained_beside(target: Path) -> Path:
+    """``image.explained.png`` for ``image.grounded.png``, and ``x.explained.png`` for ``x.png``."""
+    return target.with_name(target.name.removesuffix(ANNOTATED).removesuffix(".png") + EXPLAINED)
 
 
 def _names(items: Sequence[Item], folder: Path) -> list[Path]:

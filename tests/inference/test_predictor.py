@@ -134,9 +134,9 @@ def test_pictures_are_read_only_when_their_batch_comes(predictor: Predictor) -> 
             taken.append(number)
             yield picture(10, 10, number), ["red circle"]
 
-    def spy(batch):  # type: ignore[no-untyped-def]
+    def spy(*batch):  # type: ignore[no-untyped-def]
         answered_before_third.append(len(taken))
-        return original(batch)
+        return original(*batch)
 
     predictor._ground_batch = spy  # type: ignore[method-assign]
     try:

@@ -19,8 +19,8 @@ def by_pixels(heat: np.ndarray, box: tuple[float, ...], width: int, height: int)
     total = 0.0
     for row in range(max(0, int(y1)), min(height, int(y2))):
         for column in range(max(0, int(x1)), min(width, int(x2))):
-            total += map_hw[row, column]
-    return total / ((x2 - x1) * (y2 - y1)) ** 0.5
+            total += float(map_hw[row, column])
+    return total / float(np.sqrt((x2 - x1) * (y2 - y1)))
 
 
 @pytest.mark.parametrize("size", [(40, 30), (7, 61), (3, 977), (500, 1)])

@@ -13,13 +13,13 @@ from xvlm_core.data.store import Store
 from xvlm_core.errors import ConfigError
 from xvlm_core.inference.checkpoints import builtin_folder
 from xvlm_core.inference.heatmap import cam_layer
+from xvlm_core.inference.proposals import usable
 from xvlm_core.models.sizes import base, tiny
 from xvlm_core.sources.prepare import prepare
 from xvlm_core.tasks.weak_grounding_eval import (
     BY_MAP,
     BY_PROPOSAL,
     WeakGroundingEvaluation,
-    usable,
     with_the_box_before,
 )
 from xvlm_core.train.evaluation import evaluate

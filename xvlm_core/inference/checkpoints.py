@@ -20,12 +20,22 @@ from xvlm_core.weights.folder import CONFIG, TOKENIZER, WEIGHTS, ModelInfo, read
 BUILTIN = "builtin"
 """The word that names the packaged model where a folder is expected."""
 
+PREDICT_GROUNDING = "predict grounding"
+"""Finding phrases, with a box head or, where the model learnt without boxes, by a heat map."""
+
 _FITTING: dict[str, tuple[str, ...]] = {
     # A pre-trained model has the box and the matching head too.
     "grounding": ("grounding", "pretrain"),
+    PREDICT_GROUNDING: ("grounding", "weak_grounding", "pretrain", "retrieval"),
+    # The heat map needs the matching head alone.
+    "weak_grounding": ("weak_grounding", "retrieval", "pretrain", "grounding"),
     "pretrain": ("pretrain",),
 }
-_NEEDED_HEADS: dict[str, tuple[str, ...]] = {"grounding": ("box", "matching")}
+_NEEDED_HEADS: dict[str, tuple[str, ...]] = {
+    "grounding": ("box", "matching"),
+    PREDICT_GROUNDING: ("matching",),
+    "weak_grounding": ("matching",),
+}
 _LIST = "xvlm ls runs  (lists the models that are there)"
 
 

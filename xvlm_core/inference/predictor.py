@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
 from xvlm_core.data.augment import normalise, test_picture
-from xvlm_core.data.boxes import clip_box_xyxy_px, cxcywh_to_xyxy
+from xvlm_core.data.boxes import clip_box_xyxy_px
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.text import EmptyTextError, pre_caption, sanitize
 from xvlm_core.errors import CheckpointError, DataError, UsageError
+from xvlm_core.inference.heat_answers import FoundBy, Heat, Place, WordSpan, answer
+from xvlm_core.inference.heatmap import cam_layer
+from xvlm_core.inference.proposals import usable
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.weights.folder import LoadedModel, load_model_folder
 
@@ -30,7 +33,7 @@ Picture = Image.Image | Path | str
 MAX_PHRASES_AT_ONCE = 256
 """Phrases that the cross encoder reads in one call: bounds the memory."""
 
-_NEEDED_HEADS = ("box", "matching")
+_NEEDED_HEADS = ("matching",)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Grounding:
         read_as: the text that the model read (cleaned, cut to its length).
         unknown_words: words of it that the model's vocabulary lacks.
         cut: whether the phrase was longer than what the model reads.
+        found_by: what the box is: of the box head; the proposal with the most heat; what is hot in
+            the heat map; or, where the map speaks for no place, the whole picture ("no heat").
+        proposal_score: of the chosen proposal; 0 or less: nothing speaks for any of them.
+        heat: where each word looks, where that was asked for.
     """
 
     phrase: str
@@ -56,6 +63,9 @@ class Grounding:
     read_as: str
     unknown_words: tuple[str, ...] = ()
     cut: bool = False
+    found_by: FoundBy = "box head"
+    proposal_score: float | None = None
+    heat: Heat | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The answer as a JSON object."""
@@ -67,6 +77,8 @@ class Grounding:
             "read_as": self.read_as,
             "unknown_words": list(self.unknown_words),
             "cut": self.cut,
+            "found_by": self.found_by,
+            "proposal_score": self.proposal_score,
         }
 
 
@@ -80,29 +92,42 @@ class _Question:
     ids: tuple[int, ...]
     unknown_words: tuple[str, ...]
     cut: bool
+    words: tuple[WordSpan, ...]
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture as the model sees it, and its original size in pixels."""
+    """A picture as the model sees it, its original size in pixels, boxes to choose from."""
 
     pixels_CHW: NDArray[np.float32]
     width: int
     height: int
+    proposals_xyxy_px: NDArray[np.float64] | None
 
 
 class Predictor:
     """A loaded model that answers.
 
     Make one with :meth:`from_folder`. Answers do not depend on how pictures and phrases are put
-    into batches (up to float32 rounding).
+    into batches (up to float32 rounding). A model without a box head, which learnt from whole
+    pictures alone, answers from the heat map of its attention.
+
+    Attributes:
+        finds_without_boxes: whether it is such a model.
+        layer: of the text stack, whose attention makes heat maps.
     """
 
-    def __init__(self, loaded: LoadedModel, device: str = "auto") -> None:
+    def __init__(self, loaded: LoadedModel, device: str = "auto", layer: int | None = None) -> None:
         """Take a loaded model to a device ("auto": the GPU if there is one).
 
+        Args:
+            loaded: the model.
+            device: where it answers.
+            layer: of heat maps; None: see :func:`xvlm_core.inference.heatmap.cam_layer`.
+
         Raises:
-            CheckpointError: the model has no box head or no matching head.
+            CheckpointError: the model has no matching head.
+            ConfigError: the layer attends to no picture.
             UsageError: there is no such device.
         """
         lacking = [head for head in _NEEDED_HEADS if head not in loaded.info.config.heads]
@@ -113,6 +138,8 @@ class Predictor:
                 try_="take a model of task grounding or pretrain (xvlm ls runs)",
             )
         self.info = loaded.info
+        self.finds_without_boxes = "box" not in loaded.info.config.heads
+        self.layer = cam_layer(loaded.info.config, layer)
         self.tokenizer = loaded.tokenizer
         self.device = _device(device)
         self.model = loaded.model.to(self.device).eval()
@@ -127,21 +154,36 @@ class Predictor:
         """
         return cls(load_model_folder(Path(path)), device)
 
-    def ground(self, image: Picture, phrases: Sequence[str]) -> list[Grounding]:
+    def ground(
+        self,
+        image: Picture,
+        phrases: Sequence[str],
+        *,
+        proposals: ArrayLike | None = None,
+        explain: bool = False,
+    ) -> list[Grounding]:
         """Find phrases in one picture; one answer a phrase, in their order.
 
         Args:
             image: a file, or a Pillow image of any mode.
             phrases: what to look for.
+            proposals: see :meth:`ground_many`.
+            explain: see :meth:`ground_many`.
 
         Raises:
             DataError: the picture cannot be read.
             UsageError: nothing is left of a phrase after cleaning.
         """
-        return self.ground_many([(image, phrases)])[0]
+        boxes = None if proposals is None else [proposals]
+        return self.ground_many([(image, phrases)], proposals=boxes, explain=explain)[0]
 
     def ground_many(
-        self, items: Iterable[tuple[Picture, Sequence[str]]], batch_size: int = 16
+        self,
+        items: Iterable[tuple[Picture, Sequence[str]]],
+        batch_size: int = 16,
+        *,
+        proposals: Sequence[ArrayLike | None] | None = None,
+        explain: bool = False,
     ) -> list[list[Grounding]]:
         """Find phrases in many pictures.
 
@@ -151,6 +193,9 @@ class Predictor:
         Args:
             items: pictures with their phrases.
             batch_size: pictures encoded in one call.
+            proposals: for each picture boxes ``xyxy`` in pixels: the one with the most heat is the
+                answer. None, or none in the picture: the model's own box.
+            explain: also say where each word looks.
 
         Returns:
             For each picture the answers to its phrases, in order.
@@ -163,62 +208,76 @@ class Predictor:
             raise UsageError(f"batch size {batch_size} is below 1", try_="--batch-size 16")
         answers: list[list[Grounding]] = []
         for batch in _in_batches(items, batch_size):
-            answers += self._ground_batch(batch)
+            some = proposals and proposals[len(answers) : len(answers) + len(batch)]
+            answers += self._ground_batch(batch, some or [None] * len(batch), explain)
         return answers
 
     def _ground_batch(
-        self, batch: Sequence[tuple[Picture, Sequence[str]]]
+        self,
+        batch: Sequence[tuple[Picture, Sequence[str]]],
+        proposals: Sequence[ArrayLike | None],
+        explain: bool,
     ) -> list[list[Grounding]]:
         questions = [
             self._question(number, phrase)
             for number, (_, phrases) in enumerate(batch)
             for phrase in _listed(phrases)
         ]
-        pictures = [self._prepare(image) for image, _ in batch]
+        pictures = [
+            self._prepare(image, boxes) for (image, _), boxes in zip(batch, proposals, strict=True)
+        ]
         answers: list[list[Grounding]] = [[] for _ in batch]
         for start in range(0, len(questions), MAX_PHRASES_AT_ONCE):
             some = questions[start : start + MAX_PHRASES_AT_ONCE]
-            for question, answer in zip(some, self._answer(some, pictures), strict=True):
-                answers[question.picture].append(answer)
+            found = self._answer(some, pictures, explain)
+            for question, one in zip(some, found, strict=True):
+                answers[question.picture].append(one)
         return answers
 
     @torch.inference_mode()
     def _answer(
-        self, questions: Sequence[_Question], pictures: Sequence[_Prepared]
+        self, questions: Sequence[_Question], pictures: Sequence[_Prepared], explain: bool
     ) -> list[Grounding]:
         asked = sorted({question.picture for question in questions})
         row_of = {picture: row for row, picture in enumerate(asked)}
         pixels_ICHW = torch.from_numpy(np.stack([pictures[i].pixels_CHW for i in asked]))
-        grounded = self.model.ground(
-            pixels_ICHW.to(self.device),
-            PackedTexts.from_lists([question.ids for question in questions]).to(self.device),
-            torch.tensor([row_of[question.picture] for question in questions]).to(self.device),
+        pixels_ICHW = pixels_ICHW.to(self.device)
+        texts = PackedTexts.from_lists([question.ids for question in questions]).to(self.device)
+        picture_B = torch.tensor([row_of[question.picture] for question in questions])
+        picture_B = picture_B.to(self.device)
+        places = [_place(question, pictures[question.picture]) for question in questions]
+        found = answer(
+            self.model, pixels_ICHW, texts, picture_B, places, self.layer, explain=explain
         )
-        boxes_xyxy = cxcywh_to_xyxy(grounded.boxes_cxcywh_B4.double().cpu().numpy())
-        probabilities = grounded.match_probability_B.double().cpu().tolist()
         answers = []
-        for question, box_xyxy, probability in zip(
-            questions, boxes_xyxy, probabilities, strict=True
-        ):
+        for question, one in zip(questions, found, strict=True):
             width, height = pictures[question.picture].width, pictures[question.picture].height
-            unclipped = box_xyxy * (width, height, width, height)
             answers.append(
                 Grounding(
                     phrase=question.phrase,
-                    box_xyxy_px=_box(clip_box_xyxy_px(unclipped, width, height)),
-                    probability=probability,
-                    box_unclipped_xyxy_px=_box(unclipped),
+                    box_xyxy_px=_box(clip_box_xyxy_px(one.box_xyxy_px, width, height)),
+                    probability=one.probability,
+                    box_unclipped_xyxy_px=_box(one.box_xyxy_px),
                     read_as=question.read_as,
                     unknown_words=question.unknown_words,
                     cut=question.cut,
+                    found_by=one.found_by,
+                    proposal_score=one.proposal_score,
+                    heat=one.heat,
                 )
             )
         return answers
 
-    def _prepare(self, picture: Picture) -> _Prepared:
+    def _prepare(self, picture: Picture, proposals: ArrayLike | None) -> _Prepared:
         image = _upright_rgb(picture)
         side = self.info.config.vision.image_size
-        return _Prepared(normalise(test_picture(image, side)), image.width, image.height)
+        boxes = None
+        if proposals is not None:
+            found = np.asarray(proposals, dtype=np.float64).reshape(-1, 4)
+            boxes = np.array(usable(found, image.width, image.height)).reshape(-1, 4)
+            boxes = boxes if len(boxes) else None
+        pixels_CHW = normalise(test_picture(image, side))
+        return _Prepared(pixels_CHW, image.width, image.height, boxes)
 
     def _question(self, picture: int, phrase: str) -> _Question:
         try:
@@ -242,10 +301,25 @@ class Predictor:
             encoded.ids,
             tuple(word for word in dict.fromkeys(text.split()) if self._unknown(word)),
             encoded.cut > 0 or text != whole,
+            self._word_spans(text, len(encoded.ids)),
         )
+
+    def _word_spans(self, text: str, n_tokens: int) -> tuple[WordSpan, ...]:
+        """The words of a text with their tokens: a word is tokenised the same wherever it is."""
+        spans, at = [], 1
+        for word in text.split():
+            end = at + len(self.tokenizer.encode(word, len(word) + 2).ids) - 1
+            if at < min(end, n_tokens):
+                spans.append(WordSpan(word, at, min(end, n_tokens)))
+            at = end
+        return tuple(spans)
 
     def _unknown(self, word: str) -> bool:
         return self.tokenizer.unk_id in self.tokenizer.encode(word, len(word) + 2).ids
+
+
+def _place(question: _Question, picture: _Prepared) -> Place:
+    return Place(picture.width, picture.height, picture.proposals_xyxy_px, question.words)
 
 
 def _device(name: str) -> torch.device:

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from xvlm_core.data.records import Record
+from xvlm_core.data.boxes import box_problem
+from xvlm_core.data.records import Box, Record
 from xvlm_core.data.store import Store
 from xvlm_core.errors import DataError
 from xvlm_core.sources.identity import coco_in, names_in
@@ -120,6 +121,13 @@ class ProposalIndex:
                 several = "several pictures of that name"
                 reason = several if fitting else "proposals of another size"
         return Proposals.none(reason)
+
+
+def usable(boxes_xyxy_px: Boxes, width: int, height: int) -> tuple[Box, ...]:
+    """Boxes cut to the picture, without those of which nothing is left."""
+    cut = np.nan_to_num(boxes_xyxy_px).clip(0, [width, height, width, height])
+    rows = [(float(a), float(b), float(c), float(d)) for a, b, c, d in cut]
+    return tuple(row for row in rows if box_problem(row, width, height) is None)
 
 
 def _names_of(record: Record) -> list[str]:

@@ -16,13 +16,12 @@ from torch import nn
 
 from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data.batches import GroundingBatch, GroundingItem
-from xvlm_core.data.boxes import box_problem
 from xvlm_core.data.files import as_place
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.inference.heatmap import cam_layer, look
-from xvlm_core.inference.proposals import ProposalIndex
+from xvlm_core.inference.proposals import ProposalIndex, usable
 from xvlm_core.metrics.box_accuracy import accuracy_at, iou_plain
 from xvlm_core.metrics.heat_map import best_box, best_proposal
 from xvlm_core.models.xvlm import XVLM
@@ -157,13 +156,6 @@ class WeakGroundingEvaluation(GroundingEvaluation):
             predictions = with_the_box_before(predictions)
         scores = score(predictions, self.split)
         return scores | _proposal_scores([p for p in predictions if p["present"]], self.split)
-
-
-def usable(boxes_xyxy_px: np.ndarray, width: int, height: int) -> tuple[BoxXYXY, ...]:
-    """Boxes cut to the picture, without those of which nothing is left."""
-    cut = np.nan_to_num(boxes_xyxy_px).clip(0, [width, height, width, height])
-    rows = [(float(a), float(b), float(c), float(d)) for a, b, c, d in cut]
-    return tuple(row for row in rows if box_problem(row, width, height) is None)
 
 
 def _prediction(item: GroundingItem, heat_map: np.ndarray, probability: float) -> Prediction:
