@@ -68,6 +68,43 @@ def test_inclusive_iou_counts_an_overlap_of_one_pixel_as_none() -> None:
     assert iou_inclusive_pixel([4, 4, 1, 1], [4, 4, 1, 1]) == 0
 
 
+@pytest.mark.parametrize(
+    ("box", "other", "plain", "inclusive"),
+    [
+        # one pixel shared, at a corner: 1 of 10*10 + 10*10 - 1
+        ((0, 0, 10, 10), (9, 9, 19, 19), 1 / 199, 0),
+        # one row shared, of 10
+        ((0, 0, 10, 10), (0, 9, 10, 19), 10 / 190, 0),
+        # a little more than one pixel across, all of it down
+        ((0, 0, 10, 10), (8.75, 0, 18.75, 10), 12.5 / 187.5, 12.5 / 187.5),
+        # edges touch; corners touch; one pixel apart
+        ((0, 0, 10, 10), (10, 0, 20, 10), 0, 0),
+        ((0, 0, 10, 10), (10, 10, 20, 20), 0, 0),
+        ((0, 0, 10, 10), (11, 0, 21, 10), 0, 0),
+        # a box that hangs out of the picture on two sides is scored as it is: 100 of 400
+        ((-10, -10, 10, 10), (0, 0, 10, 10), 1 / 4, 1 / 4),
+        # one wholly outside, whatever its size
+        ((-50, -50, 0, 0), (0, 0, 10, 10), 0, 0),
+        ((700, 0, 800, 100), (0, 0, 10, 10), 0, 0),
+        # exactly half: 10 x 5 of 10 x 10
+        ((0, 0, 10, 5), (0, 0, 10, 10), 1 / 2, 1 / 2),
+        # a sliver inside: one pixel wide, so nothing of it counts in pixels
+        ((4, 0, 5, 10), (0, 0, 10, 10), 1 / 10, 0),
+        # two pixels wide: both conventions agree
+        ((4, 0, 6, 10), (0, 0, 10, 10), 2 / 10, 2 / 10),
+    ],
+)
+def test_both_conventions_worked_by_hand(
+    box: tuple[float, ...], other: tuple[float, ...], plain: float, inclusive: float
+) -> None:
+    def xywh(b: tuple[float, ...]) -> list[float]:
+        return [b[0], b[1], b[2] - b[0], b[3] - b[1]]
+
+    for a, b in ((box, other), (other, box)):
+        assert iou_plain(a, b) == pytest.approx(plain, abs=1e-15)
+        assert iou_inclusive_pixel(xywh(a), xywh(b)) == pytest.approx(inclusive, abs=1e-15)
+
+
 # The boxes and figures of the recorded grounding case (original code), repeated here.
 RECORDED_PREDICTED_XYWH = [
     [310.7968444824219, 312.3538818359375, 612.8527221679688, 195.40103149414062],

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvlm_core.metrics.calibration import ece, reliability, roc_auc
+from xvlm_core.metrics.calibration import ece, fit_temperature, reliability, roc_auc
 
 few_values = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 2.0])
 items = st.lists(st.tuples(few_values, st.booleans()), min_size=2, max_size=30).filter(
@@ -64,3 +65,58 @@ def test_reliability_counts_every_item_once_in_the_bin_that_holds_it(
         own = [p for p in probabilities if row.lower <= p and (p < row.upper or row.upper == 1)]
         assert row.n == len(own)
     assert 0 <= ece(probabilities, labels, bins) <= 1
+
+
+# ---------------------------------------------------------------- temperature
+
+
+def said_and_true(n: int, sharper: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities whose logits are ``sharper`` times those that the labels are drawn with."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0.3, 1.5, n)
+    truth = rng.random(n) < 1 / (1 + np.exp(-logits))
+    return 1 / (1 + np.exp(-sharper * logits)), truth
+
+
+@pytest.mark.parametrize("sharper", [3.0, 0.4])
+def test_the_temperature_is_the_one_the_answers_were_made_with(sharper: float) -> None:
+    fitted = fit_temperature(*said_and_true(20_000, sharper, 0))
+    assert fitted.value == pytest.approx(sharper, rel=0.05)
+    assert (fitted.n, fitted.at_limit) == (20_000, False)
+    assert fitted.loss_after < fitted.loss_before
+    others, truth = said_and_true(20_000, sharper, 1)
+    assert ece(fitted(others), truth) < 0.02 < ece(others, truth) / 2
+    assert roc_auc(fitted(others), truth) == roc_auc(others, truth), "the order stays"
+
+
+def test_no_temperature_of_a_fine_search_is_better() -> None:
+    said, truth = said_and_true(300, 2.0, 3)
+    fitted = fit_temperature(said, truth)
+    logits = np.log(said / (1 - said))
+    tried = np.exp(np.linspace(-3, 3, 2001))
+    losses = [np.logaddexp(0, np.where(truth, -1, 1) * logits / t).mean() for t in tried]
+    assert fitted.loss_after <= min(losses)
+    assert fitted.value == pytest.approx(tried[int(np.argmin(losses))], rel=0.01)
+    assert fitted.loss_before == pytest.approx(
+        np.logaddexp(0, np.where(truth, -1, 1) * logits).mean()
+    )
+
+
+def test_answers_that_are_all_right_or_all_wrong_have_no_best_temperature() -> None:
+    right = fit_temperature([0.9, 0.8, 0.1], [1, 1, 0])
+    assert (right.value, right.at_limit) == (0.01, True)
+    wrong = fit_temperature([0.9, 0.8, 0.1], [0, 0, 1])
+    assert (wrong.value, wrong.at_limit) == (100, True)
+    assert wrong.loss_after == pytest.approx(np.log(2), abs=0.01)
+
+
+def test_certain_answers_are_taken_as_very_sure_ones() -> None:
+    fitted = fit_temperature([0.0, 1.0, 1.0, 1.0, 0.7], [0, 1, 1, 0, 1])
+    assert np.isfinite([fitted.value, fitted.loss_before, fitted.loss_after]).all()
+    assert fitted.value > 1
+    assert ((fitted([0.0, 1.0]) > 0) & (fitted([0.0, 1.0]) < 1)).all()
+
+
+def test_a_temperature_needs_both_sorts() -> None:
+    with pytest.raises(ValueError, match="true and items that are false"):
+        fit_temperature([0.2, 0.4], [1, 1])

@@ -1,4 +1,5 @@
-"""How far a probability can be trusted: ROC AUC, expected calibration error, reliability table.
+"""How far a probability can be trusted: ROC AUC, expected calibration error, reliability table;
+and one number, fitted on other data, that makes it more to be trusted (temperature).
 
 Used for the probability that a phrase is in the picture at all. NumPy only.
 """
@@ -104,6 +105,86 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
         if row.mean_probability is not None and row.frequency is not None
     ]
     return sum(gaps) / total
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What logits are divided by (Guo et al., On Calibration of Modern Neural Networks, 2017).
+
+    Attributes:
+        value: above 1: the model was too sure of itself; below: not sure enough.
+        n: items it was fitted on.
+        loss_before: mean negative log likelihood of them, in nats, as the model said.
+        loss_after: with the temperature.
+        at_limit: no finite temperature is the best one (every answer is on the right side, or on
+            the wrong one): the limit of the search was taken.
+    """
+
+    value: float
+    n: int
+    loss_before: float
+    loss_after: float
+    at_limit: bool
+
+    def __call__(self, probabilities: ArrayLike) -> NDArray[np.float64]:
+        """Probabilities of the same items after it; their order stays."""
+        out: NDArray[np.float64] = _sigmoid(_logit(probabilities) / self.value)
+        return out
+
+
+def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> Temperature:
+    """The temperature with the least negative log likelihood.
+
+    That is a convex function of the inverse temperature: its slope is brought to zero by halving.
+
+    Args:
+        probabilities: ``(n,)`` in [0, 1]; those at the ends are taken as float32's nearest to them.
+        labels: ``(n,)``, true or false, both of them: of data that is not scored afterwards.
+
+    Raises:
+        ValueError: the labels are all true or all false.
+    """
+    values, truth = _checked(probabilities, labels)
+    if truth.all() or not truth.any():
+        raise ValueError("a temperature needs items that are true and items that are false")
+    logits = _logit(values)
+
+    def slope(inverse: float) -> float:
+        return float(((_sigmoid(inverse * logits) - truth) * logits).mean())
+
+    low, high = 1 / _HOTTEST, float(_HOTTEST)
+    at_limit = slope(low) >= 0 or slope(high) <= 0
+    if at_limit:
+        low = high = low if slope(low) >= 0 else high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    inverse = (low + high) / 2
+    return Temperature(
+        1 / inverse, len(truth), _nll(logits, truth), _nll(inverse * logits, truth), at_limit
+    )
+
+
+_HOTTEST = 100
+"""Limit of a temperature; its inverse is the other one."""
+
+_NEAREST = 2.0**-24
+"""Softmax in float32 says 0 or 1 of what it only thinks very likely."""
+
+
+def _logit(probabilities: ArrayLike) -> NDArray[np.float64]:
+    p = np.asarray(probabilities, dtype=np.float64).clip(_NEAREST, 1 - _NEAREST)
+    out: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return out
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    out: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits))
+    return out
+
+
+def _nll(logits: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    return float(np.logaddexp(0, np.where(truth, -logits, logits)).mean())
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
