@@ -5,7 +5,6 @@ The command line, the web page and Python all call this one.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps
 
-from xvlm_core.data.augment import normalise, test_picture
 from xvlm_core.data.boxes import clip_box_xyxy_px
-from xvlm_core.data.images import PictureError, read_picture
-from xvlm_core.data.text import EmptyTextError, pre_caption, sanitize
-from xvlm_core.errors import CheckpointError, DataError, UsageError
+from xvlm_core.errors import CheckpointError, UsageError
 from xvlm_core.inference.heat_answers import FoundBy, Heat, Place, WordSpan, answer
 from xvlm_core.inference.heatmap import cam_layer
 from xvlm_core.inference.proposals import usable
+from xvlm_core.inference.reading import (
+    Picture,
+    ReadText,
+    device_of,
+    model_pixels,
+    read_text,
+    upright_rgb,
+)
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.weights.folder import LoadedModel, load_model_folder
 
 BoxXYXY = tuple[float, float, float, float]
-Picture = Image.Image | Path | str
 
 MAX_PHRASES_AT_ONCE = 256
 """Phrases that the cross encoder reads in one call: bounds the memory."""
@@ -87,11 +89,7 @@ class _Question:
     """One phrase of one picture of a call, ready for the model."""
 
     picture: int
-    phrase: str
-    read_as: str
-    ids: tuple[int, ...]
-    unknown_words: tuple[str, ...]
-    cut: bool
+    text: ReadText
     words: tuple[WordSpan, ...]
 
 
@@ -141,7 +139,7 @@ class Predictor:
         self.finds_without_boxes = "box" not in loaded.info.config.heads
         self.layer = cam_layer(loaded.info.config, layer)
         self.tokenizer = loaded.tokenizer
-        self.device = _device(device)
+        self.device = device_of(device)
         self.model = loaded.model.to(self.device).eval()
 
     @classmethod
@@ -242,7 +240,9 @@ class Predictor:
         row_of = {picture: row for row, picture in enumerate(asked)}
         pixels_ICHW = torch.from_numpy(np.stack([pictures[i].pixels_CHW for i in asked]))
         pixels_ICHW = pixels_ICHW.to(self.device)
-        texts = PackedTexts.from_lists([question.ids for question in questions]).to(self.device)
+        texts = PackedTexts.from_lists([question.text.ids for question in questions]).to(
+            self.device
+        )
         picture_B = torch.tensor([row_of[question.picture] for question in questions])
         picture_B = picture_B.to(self.device)
         places = [_place(question, pictures[question.picture]) for question in questions]
@@ -254,13 +254,13 @@ class Predictor:
             width, height = pictures[question.picture].width, pictures[question.picture].height
             answers.append(
                 Grounding(
-                    phrase=question.phrase,
+                    phrase=question.text.given,
                     box_xyxy_px=_box(clip_box_xyxy_px(one.box_xyxy_px, width, height)),
                     probability=one.probability,
                     box_unclipped_xyxy_px=_box(one.box_xyxy_px),
-                    read_as=question.read_as,
-                    unknown_words=question.unknown_words,
-                    cut=question.cut,
+                    read_as=question.text.read_as,
+                    unknown_words=question.text.unknown_words,
+                    cut=question.text.cut,
                     found_by=one.found_by,
                     proposal_score=one.proposal_score,
                     heat=one.heat,
@@ -269,40 +269,18 @@ class Predictor:
         return answers
 
     def _prepare(self, picture: Picture, proposals: ArrayLike | None) -> _Prepared:
-        image = _upright_rgb(picture)
+        image = upright_rgb(picture)
         side = self.info.config.vision.image_size
         boxes = None
         if proposals is not None:
             found = np.asarray(proposals, dtype=np.float64).reshape(-1, 4)
             boxes = np.array(usable(found, image.width, image.height)).reshape(-1, 4)
             boxes = boxes if len(boxes) else None
-        pixels_CHW = normalise(test_picture(image, side))
-        return _Prepared(pixels_CHW, image.width, image.height, boxes)
+        return _Prepared(model_pixels(image, side), image.width, image.height, boxes)
 
     def _question(self, picture: int, phrase: str) -> _Question:
-        try:
-            whole = pre_caption(sanitize(phrase), len(phrase))
-            text = pre_caption(sanitize(phrase), self.info.max_words)
-        except EmptyTextError:
-            raise UsageError(
-                f"nothing is left of the phrase {phrase[:40]!r} after cleaning",
-                try_='a phrase of words, e.g. "red circle"',
-            ) from None
-        encoded = self.tokenizer.encode(text, self.info.max_tokens)
-        if len(encoded.ids) < 2:
-            raise UsageError(
-                f"the phrase {phrase[:40]!r} has no letter that the model reads",
-                try_='a phrase of words, e.g. "red circle"',
-            )
-        return _Question(
-            picture,
-            phrase,
-            self.tokenizer.decode(encoded.ids) if encoded.cut else text,
-            encoded.ids,
-            tuple(word for word in dict.fromkeys(text.split()) if self._unknown(word)),
-            encoded.cut > 0 or text != whole,
-            self._word_spans(text, len(encoded.ids)),
-        )
+        text = read_text(phrase, self.tokenizer, self.info)
+        return _Question(picture, text, self._word_spans(text.cleaned, len(text.ids)))
 
     def _word_spans(self, text: str, n_tokens: int) -> tuple[WordSpan, ...]:
         """The words of a text with their tokens: a word is tokenised the same wherever it is."""
@@ -314,27 +292,9 @@ class Predictor:
             at = end
         return tuple(spans)
 
-    def _unknown(self, word: str) -> bool:
-        return self.tokenizer.unk_id in self.tokenizer.encode(word, len(word) + 2).ids
-
 
 def _place(question: _Question, picture: _Prepared) -> Place:
     return Place(picture.width, picture.height, picture.proposals_xyxy_px, question.words)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"no such device: {name!r}", try_="--device cpu") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {name} is not there: this machine has {torch.cuda.device_count()} GPUs",
-            try_="--device cpu",
-        )
-    return device
 
 
 def _listed(phrases: Sequence[str]) -> Sequence[str]:
@@ -357,35 +317,6 @@ def _in_batches(
             batch = []
     if batch:
         yield batch
-
-
-def _upright_rgb(picture: Picture) -> Image.Image:
-    """The picture as ``read_picture`` gives it, whether it comes as a file or from memory.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        if not isinstance(picture, Image.Image):
-            return read_picture(Path(picture))
-        image = ImageOps.exif_transpose(picture)
-        if image.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
-            image = image.convert("RGB")
-        if image.mode == "RGB" and "transparency" not in image.info:
-            return image
-        # Transparency, palettes and 16 bits are treated as in a file: by the same code.
-        file = io.BytesIO()
-        premultiplied = image.mode in ("PA", "La", "RGBa")
-        image = image.convert("RGBA") if premultiplied else image
-        image.save(file, "TIFF" if image.mode == "F" else "PNG")
-        return read_picture(file.getvalue())
-    except PictureError as error:
-        named = "the picture in memory" if isinstance(picture, Image.Image) else str(picture)
-        raise DataError(
-            f"picture {named} cannot be used: {error.reason}",
-            where=None if isinstance(picture, Image.Image) else str(picture),
-            try_="give a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file that opens in a viewer",
-        ) from None
 
 
 def _box(box_xyxy_px: NDArray[np.float64]) -> BoxXYXY:
