@@ -124,7 +124,7 @@ def answer(
                 strict=True,
             )
         ]
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         patches_IPS = model.encode_pictures(pictures_ICHW)
         states = model.encode_texts(texts)
     looks = look_again(model, patches_IPS, states, picture_of_text_B, layer)

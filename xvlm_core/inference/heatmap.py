@@ -138,7 +138,7 @@ def look(
         picture_of_text_B: the picture of each, int64.
         layer: see :func:`cam_layer`.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         patches_IPS = model.encode_pictures(pictures_ICHW)
         states = model.encode_texts(texts)
         return look_again(model, patches_IPS, states, picture_of_text_B, layer)
