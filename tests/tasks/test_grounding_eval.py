@@ -293,3 +293,65 @@ def test_scores_of_phrases_of_one_sort_alone() -> None:
 def test_an_id_counts_once() -> None:
     with pytest.raises(AssertionError, match="twice"):
         score([*HAND, HAND[0]], "val")
+
+
+def test_references_are_the_phrases_without_a_look_at_a_picture(store: Store) -> None:
+    one = evaluation([store])
+    with torch.no_grad():
+        made = [p for batch in one.batches() for p in predict(tiny_model(), batch)]
+    for path in sorted(store.folder.parent.glob("*.png")):
+        path.unlink()
+    references = list(one.references())
+    assert [r["id"] for r in references] == [p["id"] for p in made]
+    for reference, prediction in zip(references, made, strict=True):
+        answer = {name: prediction[name] for name in GroundingEvaluation.NO_ANSWER}
+        assert {**reference, **answer} == prediction
+        assert set(reference).isdisjoint(GroundingEvaluation.NO_ANSWER)
+    assert one.score([{**r, **p} for r, p in zip(references, made, strict=True)]) == one.score(made)
+
+
+def test_an_answer_that_is_missing_is_wrong_on_every_count() -> None:
+    missing = [{**p, **GroundingEvaluation.NO_ANSWER} for p in HAND]
+    scores = {name: s.value for name, s in score(missing, "val").items()}
+    assert scores["accuracy@0.5"] == scores["accuracy@0.5 plain"] == scores["mean IoU"] == 0
+    assert scores["presence AUC"] == 0
+    assert scores["presence ECE"] == 1
+    assert scores["false alarms [hard]"] == 1
+    assert scores["baseline: random object"] == pytest.approx(3 * 0.5 / 4), "as it was"
+
+
+def test_accuracy_by_the_size_of_the_thing_in_the_original_picture() -> None:
+    """Areas 32 x 32 - 1, 32 x 32, 96 x 96 - 1 and 96 x 96: the limits belong to the larger size."""
+    big = {"width": 640, "height": 480}
+    made = []
+    for number, (width, height) in enumerate(
+        ((31.0, 33.0), (32.0, 32.0), (95.0, 97.0), (96.0, 96.0))
+    ):
+        target = (10.0, 20.0, 10.0 + width, 20.0 + height)
+        box = target if number != 1 else (300.0, 300.0, 310.0, 310.0)
+        made.append({**prediction(number, box, target, 0.5, "phrase", None), **big})
+    scores = score(made, "val")
+    found = {
+        name.split(": ")[1].rstrip("]"): (s.value, s.n)
+        for name, s in scores.items()
+        if "[size: " in name
+    }
+    assert found == {"small": (1, 1), "medium": (0.5, 2), "large": (1, 1)}
+    assert "px of the original" in scores["accuracy@0.5 [size: small]"].convention
+
+
+def test_accuracies_have_an_interval_over_pictures() -> None:
+    made = []
+    for picture in range(40):
+        for phrase in range(5):
+            p = prediction(5 * picture + phrase, OBJECTS[picture % 2], OBJECTS[0], 0.5, "x", None)
+            made.append({**p, "image": f"{picture}.jpg", "record": str(5 * picture + phrase)})
+    scores = score(made, "val")
+    found = scores["accuracy@0.5"].interval
+    assert found is not None
+    # 40 pictures, half of them right, all phrases of one alike: 1.96 x sqrt(1/4 / 40)
+    assert found == pytest.approx((0.5 - 0.155, 0.5 + 0.155), abs=0.03)
+    assert scores["accuracy@0.5 [x]"].interval == found
+    assert scores["baseline: random object"].interval is None
+    one_picture = score([{**p, "image": "0.jpg"} for p in made], "val")
+    assert one_picture["accuracy@0.5"].interval is None

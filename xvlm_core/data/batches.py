@@ -154,6 +154,7 @@ class GroundingItem:
         like: kind of region that it is worded as: an absent phrase is compared with present ones
             of the same wording; None: with all.
         objects_xyxy_px: boxes of the single things in the picture, for a baseline.
+        image: the picture, by its path: many records may be about one.
     """
 
     id: str
@@ -166,6 +167,7 @@ class GroundingItem:
     like: str | None = None
     objects_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()
     others_xyxy_px: tuple[tuple[float, float, float, float], ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

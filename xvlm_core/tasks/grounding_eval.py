@@ -8,37 +8,43 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, GroundingItem
-from xvlm_core.data.boxes import box_problem, cxcywh_to_xyxy
+from xvlm_core.data.boxes import box_problem
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
 from xvlm_core.data.text import EmptyTextError, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
-from xvlm_core.metrics.box_accuracy import (
-    accuracy_at,
-    accuracy_by,
-    best_constant_box,
-    iou_inclusive_pixel,
-    iou_plain,
-    mean_iou,
-)
-from xvlm_core.metrics.calibration import ece, roc_auc
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.xvlm import XVLM
-from xvlm_core.tasks.base import Batch, Prediction, Score, Scores
+from xvlm_core.tasks import grounding_scores
+from xvlm_core.tasks.base import Batch, Prediction, Scores
+from xvlm_core.tasks.grounding_scores import SELECTION, like_with_like, score
 from xvlm_core.weights.folder import ModelInfo
 
-BoxXYXY = tuple[float, float, float, float]
+__all__ = [
+    "MAX_PHRASES",
+    "SELECTION",
+    "BoxXYXY",
+    "GroundingEvaluation",
+    "like_with_like",
+    "objects_of",
+    "predict",
+    "reference_of",
+    "score",
+    "to_xyxy_px",
+]
 
-SELECTION = "accuracy@0.5"
+BoxXYXY = tuple[float, float, float, float]
 
 MAX_PHRASES = 512
 """Phrases a batch from which on no further picture joins it: bounds the memory."""
@@ -47,7 +53,7 @@ MAX_PHRASES = 512
 class GroundingEvaluation:
     """The phrases of some stores' split, in order, each once; nothing is padded or repeated.
 
-    An :class:`xvlm_core.tasks.base.Evaluation`.
+    A :class:`xvlm_core.tasks.evaluations.StoreEvaluation`.
 
     Args:
         stores: where the records are.
@@ -59,6 +65,8 @@ class GroundingEvaluation:
         limit: at most this many pictures (the first ones), None: all.
         batch_pictures: pictures a batch.
     """
+
+    NO_ANSWER: ClassVar[dict[str, Any]] = grounding_scores.NO_ANSWER
 
     def __init__(
         self,
@@ -98,6 +106,7 @@ class GroundingEvaluation:
         tokenizer: Tokenizer,
         info: ModelInfo,
         *,
+        scoring: ScoringSection | None = None,
         limit: int | None = None,
     ) -> GroundingEvaluation:
         """Pictures and phrases as a model wants them."""
@@ -126,6 +135,24 @@ class GroundingEvaluation:
     def score(self, predictions: Sequence[Prediction]) -> Scores:
         """See :func:`score`."""
         return score(predictions, self.split)
+
+    def presence(self, predictions: Sequence[Prediction]) -> tuple[list[float], list[bool]]:
+        """Said probabilities of being there, and the truth: what a temperature is fitted to."""
+        return grounding_scores.presence(predictions)
+
+    def references(self) -> Iterator[Prediction]:
+        """What :func:`score` wants of each phrase beside the answer, in order.
+
+        No picture is opened: phrases of pictures that cannot be read are among them.
+        """
+        self.dropped.clear()
+        self.examples.clear()
+        for store, prefix, index in self.places:
+            for _, item in self._items(store[index], prefix):
+                yield self._reference(item)
+
+    def _reference(self, item: GroundingItem) -> Prediction:
+        return reference_of(item)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
         """Batches of whole pictures with all their phrases, present and absent.
@@ -224,8 +251,9 @@ class GroundingEvaluation:
                 others = tuple(
                     r.box_xyxy_px for r in regions[number + 1 :] if (r.text, r.kind) == (text, like)
                 )
+            size, image = (record.width, record.height), f"{prefix}{record.image}"
             item = GroundingItem(
-                name, record.id, text, kind, box, record.width, record.height, like, objects, others
+                name, record.id, text, kind, box, *size, like, objects, others, image
             )
             yield tokens, item
 
@@ -282,23 +310,27 @@ def predict(model: XVLM, batch: GroundingBatch) -> list[Prediction]:
     boxes = to_xyxy_px(grounded.boxes_cxcywh_B4.float().cpu(), batch.items)
     probabilities = grounded.match_probability_B.float().cpu().tolist()
     return [
-        {
-            "id": item.id,
-            "record": item.record,
-            "phrase": item.phrase,
-            "kind": item.kind,
-            "like": item.like,
-            "box_xyxy_px": box,
-            "probability": probability,
-            "present": item.box_xyxy_px is not None,
-            "target_xyxy_px": item.box_xyxy_px,
-            "other_targets_xyxy_px": item.others_xyxy_px,
-            "width": item.width,
-            "height": item.height,
-            "objects_xyxy_px": item.objects_xyxy_px,
-        }
+        {**reference_of(item), "box_xyxy_px": box, "probability": probability}
         for item, box, probability in zip(batch.items, boxes, probabilities, strict=True)
     ]
+
+
+def reference_of(item: GroundingItem) -> Prediction:
+    """What a phrase's answer is compared with."""
+    return {
+        "id": item.id,
+        "record": item.record,
+        "image": item.image,
+        "phrase": item.phrase,
+        "kind": item.kind,
+        "like": item.like,
+        "present": item.box_xyxy_px is not None,
+        "target_xyxy_px": item.box_xyxy_px,
+        "other_targets_xyxy_px": item.others_xyxy_px,
+        "width": item.width,
+        "height": item.height,
+        "objects_xyxy_px": item.objects_xyxy_px,
+    }
 
 
 def to_xyxy_px(boxes_cxcywh_B4: Tensor, items: Sequence[GroundingItem]) -> list[list[float]]:
@@ -307,118 +339,3 @@ def to_xyxy_px(boxes_cxcywh_B4: Tensor, items: Sequence[GroundingItem]) -> list[
     centre, extent = boxes_cxcywh_B4[:, :2] * size, boxes_cxcywh_B4[:, 2:] * size
     corners: list[list[float]] = torch.cat([centre - extent / 2, centre + extent / 2], 1).tolist()
     return corners
-
-
-def score(predictions: Sequence[Prediction], split: str) -> Scores:
-    """Accuracy of the boxes of phrases that are there; ROC area of present against absent.
-
-    The headline uses the IoU of the released code (inclusive pixels); the breakdown by kind and
-    the baselines use the plain one. Each id counts once.
-    """
-    unique = {p["id"]: p for p in predictions}
-    assert len(unique) == len(predictions), "an id is predicted twice"
-    present = [p for p in predictions if p["present"]]
-    scores: Scores = {}
-    if present:
-        scores |= _box_scores(present, split)
-    absent = [p for p in predictions if not p["present"]]
-    if present and absent:
-        scores |= _presence_scores(present, absent, split)
-    return scores
-
-
-def _box_scores(present: Sequence[Prediction], split: str) -> Scores:
-    boxes = np.array([p["box_xyxy_px"] for p in present], dtype=np.float64)
-    targets = np.array([p["target_xyxy_px"] for p in present], dtype=np.float64)
-    n = len(present)
-    # the box that counts is the nearest of those that the phrase names
-    right = [np.array([p["target_xyxy_px"], *p["other_targets_xyxy_px"]]) for p in present]
-    pairs = list(zip(boxes, right, strict=True))
-    plain = np.array([iou_plain(box[None], some).max() for box, some in pairs])
-    inclusive = np.array(
-        [iou_inclusive_pixel(_xywh(box[None]), _xywh(some)).max() for box, some in pairs]
-    )
-    sizes = np.array([[p["width"], p["height"]] * 2 for p in present], dtype=np.float64)
-    fractions = targets / sizes
-    centre = (fractions[:, :2] + fractions[:, 2:]) / 2
-    constant = best_constant_box(np.concatenate([centre, fractions[:, 2:] - fractions[:, :2]], 1))
-    objects = [np.array(p["objects_xyxy_px"], dtype=np.float64).reshape(-1, 4) for p in present]
-    scores: Scores = {
-        SELECTION: Score(accuracy_at(inclusive), split, "inclusive-pixel IoU, as released", n),
-        "accuracy@0.5 plain": Score(accuracy_at(plain), split, "plain IoU", n),
-        "mean IoU": Score(mean_iou(plain), split, "plain IoU", n),
-    }
-    for kind, row in accuracy_by([p["kind"] for p in present], plain).items():
-        scores[f"accuracy@0.5 [{kind}]"] = Score(row.accuracy, split, "plain IoU", row.n)
-    # the baselines too may name any of the things that a phrase fits
-    constant_px = cxcywh_to_xyxy(np.array(constant.box_cxcywh)) * sizes
-    hits = [iou_plain(box, some).max() for box, some in zip(constant_px, right, strict=True)]
-    scores["baseline: best constant box"] = Score(
-        accuracy_at(hits), split, "plain IoU, box chosen on this very split", n
-    )
-    scores["baseline: random object"] = Score(
-        _random_object(objects, right), split, "plain IoU, exact expectation", n
-    )
-    return scores
-
-
-def _random_object(objects: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
-    """Expected accuracy of a true object drawn uniformly; without any, the phrase is missed."""
-    expected = [
-        accuracy_at(iou_plain(some[:, None], boxes[None]).max(axis=1)) if len(some) else 0.0
-        for some, boxes in zip(objects, right, strict=True)
-    ]
-    return float(np.mean(expected))
-
-
-def _presence_scores(
-    present: Sequence[Prediction], absent: Sequence[Prediction], split: str
-) -> Scores:
-    scores: Scores = {}
-    kinds = sorted({p["kind"] for p in absent})
-    for name, some in [("", list(absent))] + [
-        (f" [{kind}]", [p for p in absent if p["kind"] == kind]) for kind in kinds
-    ]:
-        if name and len(kinds) == 1:
-            continue
-        area, n = like_with_like(present, some)
-        if n:
-            convention = "ROC area, absent phrases against present ones worded alike"
-            scores[f"presence AUC{name}"] = Score(area, split, convention, n)
-    for kind in kinds:
-        alarms = [float(p["probability"] >= 0.5) for p in absent if p["kind"] == kind]
-        scores[f"false alarms [{kind}]"] = Score(
-            sum(alarms) / len(alarms), split, "absent phrases said to be there, at 0.5", len(alarms)
-        )
-    rows = [*present, *absent]
-    error = ece([p["probability"] for p in rows], [p["present"] for p in rows])
-    scores["presence ECE"] = Score(
-        error, split, "calibration error, 10 bins (smaller: better)", len(rows)
-    )
-    return scores
-
-
-def like_with_like(
-    present: Sequence[Prediction], absent: Sequence[Prediction]
-) -> tuple[float, int]:
-    """ROC area within each wording, weighted by its number of pairs, and the phrases that count.
-
-    A phrase of another wording is told apart without a look at the picture ("leftmost ..." is
-    always there): comparing unlike with unlike would flatter.
-    """
-    total = pairs = 0.0
-    counted = 0
-    for like in dict.fromkeys(p["like"] for p in absent):
-        negatives = [p for p in absent if p["like"] == like]
-        positives = [p for p in present if like is None or p["like"] == like]
-        if positives:
-            rows = [*positives, *negatives]
-            weight = len(positives) * len(negatives)
-            area = roc_auc([p["probability"] for p in rows], [p["present"] for p in rows])
-            total, pairs = total + weight * area, pairs + weight
-            counted += len(rows)
-    return (total / pairs if pairs else 0.5), counted
-
-
-def _xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)

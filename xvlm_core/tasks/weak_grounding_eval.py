@@ -26,7 +26,7 @@ from xvlm_core.metrics.box_accuracy import accuracy_at, iou_plain
 from xvlm_core.metrics.heat_map import best_box, best_proposal
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.tasks.base import Batch, Prediction, Score, Scores
-from xvlm_core.tasks.grounding_eval import BoxXYXY, GroundingEvaluation, score
+from xvlm_core.tasks.grounding_eval import BoxXYXY, GroundingEvaluation, reference_of, score
 from xvlm_core.weights.folder import ModelInfo
 
 BY_PROPOSAL, BY_MAP = "proposal", "heat map"
@@ -136,6 +136,10 @@ class WeakGroundingEvaluation(GroundingEvaluation):
             found = self.index.of_record(record).boxes_xyxy_px
         return usable(found, record.width, record.height)
 
+    def _reference(self, item: GroundingItem) -> Prediction:
+        assert isinstance(item, WeakGroundingItem)
+        return {**reference_of(item), "proposals_xyxy_px": item.proposals_xyxy_px}
+
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """The box of each phrase (pixels of the original picture) and its probability."""
         assert isinstance(model, XVLM)
@@ -168,22 +172,12 @@ def _prediction(item: GroundingItem, heat_map: np.ndarray, probability: float) -
         box = (x1 * item.width, y1 * item.height, x2 * item.width, y2 * item.height)
         found_by = BY_MAP
     return {
-        "id": item.id,
-        "record": item.record,
-        "phrase": item.phrase,
-        "kind": item.kind,
-        "like": item.like,
+        **reference_of(item),
+        "proposals_xyxy_px": item.proposals_xyxy_px,
         "box_xyxy_px": list(box),
         "probability": probability,
         "found_by": found_by,
         "proposal_score": choice.score if choice.index is not None else None,
-        "present": item.box_xyxy_px is not None,
-        "target_xyxy_px": item.box_xyxy_px,
-        "other_targets_xyxy_px": item.others_xyxy_px,
-        "width": item.width,
-        "height": item.height,
-        "objects_xyxy_px": item.objects_xyxy_px,
-        "proposals_xyxy_px": item.proposals_xyxy_px,
     }
 
 
@@ -192,7 +186,7 @@ def with_the_box_before(predictions: Sequence[Prediction]) -> list[Prediction]:
     box: list[float] = list(NO_PLACE)
     out = []
     for prediction in predictions:
-        score_of_it = prediction["proposal_score"]
+        score_of_it = prediction.get("proposal_score")
         if score_of_it is not None and score_of_it > 0:
             box = prediction["box_xyxy_px"]
         out.append({**prediction, "box_xyxy_px": box})
@@ -203,8 +197,8 @@ def _proposal_scores(present: Sequence[Prediction], split: str) -> Scores:
     if not present:
         return {}
     n = len(present)
-    chosen = [p["found_by"] == BY_PROPOSAL for p in present]
-    dead = [p["proposal_score"] is not None and p["proposal_score"] <= 0 for p in present]
+    chosen = [p.get("found_by") == BY_PROPOSAL for p in present]
+    dead = [(found := p.get("proposal_score")) is not None and found <= 0 for p in present]
     hits, best = [], []
     for p in present:
         right = np.array([p["target_xyxy_px"], *p["other_targets_xyxy_px"]])

@@ -1,0 +1,215 @@
+"""The figures of grounding, from predictions alone. NumPy only.
+
+A prediction has the answer (``box_xyxy_px``: corners in pixels of the original picture, neither
+clipped nor rounded; ``probability``: that the phrase is there at all) and what it is compared with:
+``id``, ``image``, ``phrase``, ``kind``, ``like``, ``present``, ``target_xyxy_px``,
+``other_targets_xyxy_px``, ``width``, ``height``, ``objects_xyxy_px``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xvlm_core.data.boxes import cxcywh_to_xyxy
+from xvlm_core.metrics.bootstrap import interval, intervals
+from xvlm_core.metrics.box_accuracy import (
+    HIT_IOU,
+    accuracy_at,
+    best_constant_box,
+    iou_inclusive_pixel,
+    iou_plain,
+    mean_iou,
+)
+from xvlm_core.metrics.calibration import ece, roc_auc
+from xvlm_core.tasks.base import Prediction, Score, Scores
+
+Floats = NDArray[np.float64]
+
+SELECTION = "accuracy@0.5"
+
+NO_ANSWER: dict[str, Any] = {"box_xyxy_px": None, "probability": None}
+"""What stands for a missing answer: no box, and the wrong side of presence."""
+
+SMALL, LARGE = 32.0**2, 96.0**2
+"""Area of a box in pixels of the original picture below which it is small, from which on large:
+COCO's limits (https://cocodataset.org/#detection-eval), there of the mask, here of the box."""
+
+
+def score(predictions: Sequence[Prediction], split: str) -> Scores:
+    """Accuracy of the boxes of phrases that are there; ROC area of present against absent.
+
+    The headline uses the IoU of the released code (inclusive pixels); the breakdowns by kind and
+    size and the baselines use the plain one. Each id counts once. Intervals: of 95 %, by the
+    bootstrap over pictures.
+    """
+    unique = {p["id"]: p for p in predictions}
+    assert len(unique) == len(predictions), "an id is predicted twice"
+    answered = [_as_wrong_as_can_be(p) for p in predictions]
+    present = [p for p in answered if p["present"]]
+    scores: Scores = {}
+    if present:
+        scores |= _box_scores(present, split)
+    absent = [p for p in answered if not p["present"]]
+    if present and absent:
+        scores |= _presence_scores(present, absent, split)
+    return scores
+
+
+def presence(predictions: Sequence[Prediction]) -> tuple[list[float], list[bool]]:
+    """What was said of each phrase's being there, and whether it is."""
+    answered = [_as_wrong_as_can_be(p) for p in predictions]
+    return [p["probability"] for p in answered], [p["present"] for p in answered]
+
+
+def _as_wrong_as_can_be(prediction: Prediction) -> Prediction:
+    """The prediction, with an answer in place of one that is missing."""
+    filled = dict(prediction)
+    if filled["box_xyxy_px"] is None:
+        filled["box_xyxy_px"] = (0.0, 0.0, 0.0, 0.0)
+    if filled["probability"] is None:
+        filled["probability"] = 0.0 if filled["present"] else 1.0
+    return filled
+
+
+def _pictures(predictions: Sequence[Prediction]) -> list[str]:
+    """What the bootstrap draws: a picture has many phrases."""
+    return [p.get("image") or p.get("record") or p["id"] for p in predictions]
+
+
+def size_of(area_px: float) -> str:
+    """small, medium or large."""
+    return "small" if area_px < SMALL else "medium" if area_px < LARGE else "large"
+
+
+def _box_scores(present: Sequence[Prediction], split: str) -> Scores:
+    boxes = np.array([p["box_xyxy_px"] for p in present], dtype=np.float64)
+    targets = np.array([p["target_xyxy_px"] for p in present], dtype=np.float64)
+    # the box that counts is the nearest of those that the phrase names
+    right = [np.array([p["target_xyxy_px"], *p["other_targets_xyxy_px"]]) for p in present]
+    pairs = list(zip(boxes, right, strict=True))
+    plain = np.array([iou_plain(box[None], some).max() for box, some in pairs])
+    inclusive = np.array(
+        [iou_inclusive_pixel(_xywh(box[None]), _xywh(some)).max() for box, some in pairs]
+    )
+    hits = (plain >= HIT_IOU).astype(np.float64)
+    columns: dict[str, tuple[Floats, str]] = {
+        SELECTION: ((inclusive >= HIT_IOU).astype(np.float64), "inclusive-pixel IoU, as released"),
+        "accuracy@0.5 plain": (hits, "plain IoU"),
+        "mean IoU": (plain, "plain IoU"),
+    }
+    kinds = np.array([p["kind"] for p in present], dtype=object)
+    for kind in sorted(set(kinds)):
+        columns[f"accuracy@0.5 [{kind}]"] = (np.where(kinds == kind, hits, np.nan), "plain IoU")
+    areas = (targets[:, 2:] - targets[:, :2]).prod(axis=1)
+    sizes = np.array([size_of(area) for area in areas], dtype=object)
+    for size, limits in (
+        ("small", "below 32 x 32"),
+        ("medium", "32 x 32 to 96 x 96"),
+        ("large", "from 96 x 96 on"),
+    ):
+        if (sizes == size).any():
+            columns[f"accuracy@0.5 [size: {size}]"] = (
+                np.where(sizes == size, hits, np.nan),
+                f"plain IoU, true box {limits} px of the original",
+            )
+    spread = intervals({name: column for name, (column, _) in columns.items()}, _pictures(present))
+    scores: Scores = {}
+    for name, (column, convention) in columns.items():
+        counted = column[~np.isnan(column)]
+        scores[name] = Score(
+            mean_iou(counted), split, convention, len(counted), interval=spread[name]
+        )
+    return scores | _baselines(present, targets, right, split)
+
+
+def _baselines(
+    present: Sequence[Prediction], targets: Floats, right: Sequence[Floats], split: str
+) -> Scores:
+    """What is reached without a look; they too may name any of the things that a phrase fits."""
+    n = len(present)
+    sizes = np.array([[p["width"], p["height"]] * 2 for p in present], dtype=np.float64)
+    fractions = targets / sizes
+    centre = (fractions[:, :2] + fractions[:, 2:]) / 2
+    constant = best_constant_box(np.concatenate([centre, fractions[:, 2:] - fractions[:, :2]], 1))
+    constant_px = cxcywh_to_xyxy(np.array(constant.box_cxcywh)) * sizes
+    hits = [iou_plain(box, some).max() for box, some in zip(constant_px, right, strict=True)]
+    objects = [np.array(p["objects_xyxy_px"], dtype=np.float64).reshape(-1, 4) for p in present]
+    return {
+        "baseline: best constant box": Score(
+            accuracy_at(hits), split, "plain IoU, box chosen on this very split", n
+        ),
+        "baseline: random object": Score(
+            _random_object(objects, right), split, "plain IoU, exact expectation", n
+        ),
+    }
+
+
+def _random_object(objects: Sequence[Floats], right: Sequence[Floats]) -> float:
+    """Expected accuracy of a true object drawn uniformly; without any, the phrase is missed."""
+    expected = [
+        accuracy_at(iou_plain(some[:, None], boxes[None]).max(axis=1)) if len(some) else 0.0
+        for some, boxes in zip(objects, right, strict=True)
+    ]
+    return float(np.mean(expected))
+
+
+def _presence_scores(
+    present: Sequence[Prediction], absent: Sequence[Prediction], split: str
+) -> Scores:
+    scores: Scores = {}
+    kinds = sorted({p["kind"] for p in absent})
+    for name, some in [("", list(absent))] + [
+        (f" [{kind}]", [p for p in absent if p["kind"] == kind]) for kind in kinds
+    ]:
+        if name and len(kinds) == 1:
+            continue
+        area, n = like_with_like(present, some)
+        if n:
+            convention = "ROC area, absent phrases against present ones worded alike"
+            scores[f"presence AUC{name}"] = Score(area, split, convention, n)
+    for kind in kinds:
+        some = [p for p in absent if p["kind"] == kind]
+        alarms = [float(p["probability"] >= 0.5) for p in some]
+        scores[f"false alarms [{kind}]"] = Score(
+            sum(alarms) / len(alarms),
+            split,
+            "absent phrases said to be there, at 0.5",
+            len(alarms),
+            interval=interval(alarms, _pictures(some)),
+        )
+    rows = [*present, *absent]
+    error = ece([p["probability"] for p in rows], [p["present"] for p in rows])
+    scores["presence ECE"] = Score(
+        error, split, "calibration error, 10 bins (smaller: better)", len(rows)
+    )
+    return scores
+
+
+def like_with_like(
+    present: Sequence[Prediction], absent: Sequence[Prediction]
+) -> tuple[float, int]:
+    """ROC area within each wording, weighted by its number of pairs, and the phrases that count.
+
+    A phrase of another wording is told apart without a look at the picture ("leftmost ..." is
+    always there): comparing unlike with unlike would flatter.
+    """
+    total = pairs = 0.0
+    counted = 0
+    for like in dict.fromkeys(p["like"] for p in absent):
+        negatives = [p for p in absent if p["like"] == like]
+        positives = [p for p in present if like is None or p["like"] == like]
+        if positives:
+            rows = [*positives, *negatives]
+            weight = len(positives) * len(negatives)
+            area = roc_auc([p["probability"] for p in rows], [p["present"] for p in rows])
+            total, pairs = total + weight * area, pairs + weight
+            counted += len(rows)
+    return (total / pairs if pairs else 0.5), counted
+
+
+def _xywh(boxes_xyxy: Floats) -> Floats:
+    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
