@@ -21,10 +21,11 @@ SUFFIXES = (
 )  # fmt: skip
 ANNOTATED = ".grounded.png"
 EXPLAINED = ".explained.png"
-_OURS = (ANNOTATED, EXPLAINED)
+JUDGED = ".judged.png"
+_OURS = (ANNOTATED, EXPLAINED, JUDGED)
 MARK = "xvlm.predict/1"
 _GLOB = re.compile(r"[*?\[]")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _EXAMPLE = 'xvlm predict grounding image.jpg "man wearing backpack"'
 
 
@@ -52,9 +53,9 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
     for word in words:
         if word == "-":
             lines += _from_stdin()
-        elif _URL.match(word):
+        elif URL.match(word):
             raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
-        elif (found := _inputs(word, out)) is not None:
+        elif (found := inputs_of(word, out)) is not None:
             pictures += found
         else:
             phrases.append(word)
@@ -62,7 +63,7 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
     for phrase in phrases:
         if not phrase.strip():
             raise UsageError("a phrase is empty", try_=_EXAMPLE)
-        if not _is_text(phrase):
+        if not is_text(phrase):
             raise UsageError(f"the phrase {phrase[:40]!r} is not UTF-8 text", try_=_EXAMPLE)
     if not pictures and not lines:
         raise UsageError("no picture was given", try_=_EXAMPLE)
@@ -77,7 +78,7 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
     return [Item(path, tuple(phrases)) for path in unique] + lines
 
 
-def _inputs(word: str, out: Output) -> list[Path] | None:
+def inputs_of(word: str, out: Output) -> list[Path] | None:
     """The pictures that a word names; None where it is a phrase."""
     if not word.strip():
         return None
@@ -155,13 +156,13 @@ def _item(line: str | bytes, where: str) -> Item:
         raise DataError(f"not JSON: {error}", where=where, try_=example) from error
     image = value.get("image") if isinstance(value, dict) else None
     phrases = value.get("phrases") if isinstance(value, dict) else None
-    if not isinstance(image, str) or not image or "\0" in image or not _is_text(image):
+    if not isinstance(image, str) or not image or "\0" in image or not is_text(image):
         raise DataError("no image in the line", where=where, try_=example)
     if not isinstance(phrases, list) or not phrases:
         raise DataError("no phrases in the line", where=where, try_=example)
-    if not all(isinstance(p, str) and p.strip() and _is_text(p) for p in phrases):
+    if not all(isinstance(p, str) and p.strip() and is_text(p) for p in phrases):
         raise UsageError("a phrase is empty or no text", where=where, try_=example)
-    if _URL.match(image):
+    if URL.match(image):
         raise UsageError(f"{image} is a URL; nothing is fetched", where=where, try_=example)
     return Item(Path(image), tuple(phrases))
 
@@ -187,26 +188,42 @@ def targets(
         wanted = [output]
     else:
         wanted = _names(items, output or Path())
-    for target in wanted:
-        files = [(target, _our_picture), (json_beside(target), _our_json)]
-        files += [(explained_beside(target), _our_picture)] if explain else []
-        for file, is_ours in files:
-            if file.is_dir() or (file.exists() and not overwrite and not is_ours(file)):
-                raise OutputError(
-                    f"{file} is there already, and xvlm did not write it",
-                    where=str(file.absolute()),
-                    try_="-o FOLDER, or --overwrite",
-                )
-    # not Path.resolve: it raises where links go in a circle
-    sources = {os.path.realpath(item.path) for item in items}
     written = [*wanted, *(explained_beside(target) for target in wanted if explain)]
-    clash = next((target for target in written if os.path.realpath(target) in sources), None)
-    if clash is not None:
-        raise OutputError(f"{clash} is one of the pictures to be read", try_="-o FOLDER")
+    require_ours(
+        [*written, *(json_beside(target) for target in wanted)],
+        [item.path for item in items],
+        overwrite=overwrite,
+    )
     return wanted
 
 
-def _is_text(text: str) -> bool:
+def require_ours(files: Sequence[Path], sources: Sequence[Path], *, overwrite: bool) -> None:
+    """Nothing is written over what xvlm did not write, nor over what is to be read.
+
+    Args:
+        files: pictures and ``.json`` files that would be written.
+        sources: pictures that are to be read.
+        overwrite: files of others may be replaced, too.
+
+    Raises:
+        OutputError: a file is in the way.
+    """
+    for file in files:
+        is_ours = _our_json if file.suffix == ".json" else _our_picture
+        if file.is_dir() or (file.exists() and not overwrite and not is_ours(file)):
+            raise OutputError(
+                f"{file} is there already, and xvlm did not write it",
+                where=str(file.absolute()),
+                try_="-o FOLDER, or --overwrite",
+            )
+    # not Path.resolve: it raises where links go in a circle
+    read = {os.path.realpath(source) for source in sources}
+    clash = next((file for file in files if os.path.realpath(file) in read), None)
+    if clash is not None:
+        raise OutputError(f"{clash} is one of the pictures to be read", try_="-o FOLDER")
+
+
+def is_text(text: str) -> bool:
     """Whether it can be written as UTF-8: bytes that were none come as lone surrogates."""
     try:
         text.encode()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.data.painted import paint, painted_record, painted_store
 from tests.tasks.recipes import merged, recipe
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data.records import Record, Statement
 from xvlm_core.data.store import Store
+from xvlm_core.train.synthetic import task_without_data
 
 LEFT, RIGHT = (0.0, 0.0, 30.0, 90.0), (90.0, 0.0, 120.0, 90.0)
 
@@ -46,6 +49,22 @@ def write_pairs(root: Path, train: int = 6, val: int = 5, **more: Any) -> Store:
     made = [pair(pictures, f"t{i}", label=bool(i % 2), **more) for i in range(train)]
     made += [pair(pictures, f"v{i}", label=bool(i % 2), split="val", **more) for i in range(val)]
     return painted_store(root / "pairs", pictures, made)
+
+
+def write_pair_model(folder: Path, *, task: str = "nlvr2") -> Path:
+    """A model folder of a model that learnt nothing, and answers differently to each pair."""
+    data = {"regions": None, "images": None, "pairs": {"stores": ["pairs"]}}
+    if task == "nlvr2_pretrain":
+        data = {"regions": None}
+    made = task_without_data(recipe(folder, task=task, data=data))
+    torch.manual_seed(4)
+    model = made.build_model()
+    with torch.no_grad():
+        model.text.embeddings.word.weight.normal_(std=1.0)
+        if hasattr(model, "cls_head"):
+            model.cls_head[3].weight.mul_(2)
+    made.save_model(model, folder)
+    return folder
 
 
 def write_mixed(root: Path, singles: int, pairs: int) -> Store:

@@ -30,11 +30,13 @@ _FITTING: dict[str, tuple[str, ...]] = {
     # The heat map needs the matching head alone.
     "weak_grounding": ("weak_grounding", "retrieval", "pretrain", "grounding"),
     "pretrain": ("pretrain",),
+    "nlvr2": ("nlvr2",),
 }
 _NEEDED_HEADS: dict[str, tuple[str, ...]] = {
     "grounding": ("box", "matching"),
     PREDICT_GROUNDING: ("matching",),
     "weak_grounding": ("matching",),
+    "nlvr2": ("statement",),
 }
 _LIST = "xvlm ls runs  (lists the models that are there)"
 
@@ -96,12 +98,16 @@ def find_checkpoint(
         found = _newest(root, fitting, task)
         if found is not None:
             return found
-    if builtin_folder() is not None:
+    builtin = builtin_folder()
+    if builtin is not None and _is_fitting(builtin, task):
         return _builtin(task)
+    no_other = "no built-in model is installed" if builtin is None else "the built-in one cannot"
     raise CheckpointError(
-        f"no model for {task}: no run in {root} fits, and no built-in model is installed",
+        f"no model for {task}: no run in {root} fits, and {no_other}",
         where=str(root),
-        try_="xvlm demo  (trains a small one), or --checkpoint FOLDER",
+        try_="xvlm demo  (trains a small one), or --checkpoint FOLDER"
+        if builtin is None
+        else "xvlm ls recipes  (what trains one), or --checkpoint FOLDER",
     )
 
 
@@ -111,6 +117,14 @@ def builtin_folder() -> Path | None:
     if isinstance(folder, Path) and (folder / CONFIG).is_file():
         return folder
     return None
+
+
+def _is_fitting(folder: Path, task: str) -> bool:
+    try:
+        _check(folder, task)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _builtin(task: str) -> FoundModel:

@@ -92,7 +92,7 @@ def _measure(draw: ImageDraw.ImageDraw, font_size: int, grounding: Grounding, wi
     phrase = sanitize(grounding.phrase) or _ELLIPSIS
     font = font_of(font_size, beyond_ascii=not phrase.isascii())
     mark = "?" if grounding.probability < PROBABLE else ""
-    ending = f"{mark}  {_percent(grounding.probability)}"
+    ending = f"{mark}  {percent(grounding.probability)}"
     text, kept = phrase + ending, len(phrase)
     while True:
         label = measured(draw, text, font)
@@ -102,7 +102,7 @@ def _measure(draw: ImageDraw.ImageDraw, font_size: int, grounding: Grounding, wi
         text = (phrase[:kept].rstrip() + _ELLIPSIS if kept else "") + ending
 
 
-def _percent(probability: float) -> str:
+def percent(probability: float) -> str:
     """``97%``; never 0 or 100 for what is only close to it."""
     if 0 < probability < 0.01:
         return "<1%"
