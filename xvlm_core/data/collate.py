@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 
@@ -144,6 +145,31 @@ def pretrain_batch(
         bad=dropped.bad if dropped else BadSamples(),
         counts=counts_of(samples),
     )
+
+
+def retrieval_batch(
+    samples: Sequence[Sample],
+    *,
+    dropped: Dropped | None = None,
+    part: int = 0,
+    compat_official: bool = False,
+) -> PretrainBatch:
+    """One batch of whole pictures with captions; a picture may come with several of them.
+
+    Its keys say which texts belong to one picture (the last column).
+
+    Args:
+        samples: at least one, of captions.
+        dropped: samples left out so far.
+        part: number of the batch among the parts of its update.
+        compat_official: the same words of another picture are negatives.
+    """
+    batch = pretrain_batch(samples, dropped=dropped, part=part)
+    if not compat_official:
+        return batch
+    assert batch.keys_B3 is not None, "every text of this batch has keys"
+    keys_B3 = batch.keys_B3 * torch.tensor([0, 0, 1])
+    return dataclasses.replace(batch, keys_B3=keys_B3)
 
 
 def _others(texts: Sequence[SampleText], side: int) -> OtherBoxes | None:

@@ -15,7 +15,7 @@ import numpy as np
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, PretrainBatch
-from xvlm_core.data.collate import grounding_batch, pretrain_batch
+from xvlm_core.data.collate import grounding_batch, pretrain_batch, retrieval_batch
 from xvlm_core.data.dropped import BadSample, BadSamples, Dropped
 from xvlm_core.data.images import PictureError
 from xvlm_core.data.record_kinds import numbers_of
@@ -203,6 +203,65 @@ class PretrainFeed:
 
     def _texts_generator(self, step: int, part: int) -> np.random.Generator:
         return augment.generator(self.recipe.seed, step, "batch", f"texts {part}")
+
+
+class CaptionFeed:
+    """Pictures with one of their captions each: one update a step.
+
+    In each pass over the pictures a picture comes with the next of its captions, in an order of
+    its own: all come once before one comes again.
+    """
+
+    def __init__(self, recipe: Recipe, stores: Sequence[Store], maker: SampleMaker) -> None:
+        images = recipe.data.images
+        assert images is not None, "the retrieval task reads data.images"
+        self.recipe = recipe
+        self.maker = maker
+        self.stream = StoreStream(
+            stores,
+            recipe.data.train_split,
+            images.batch_size,
+            recipe.seed,
+            "images",
+            parts_of(recipe),
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that make one pass over the pictures, or over ``data.size`` captions."""
+        return steps_per_epoch(self.recipe, self.stream)
+
+    def batches(self, step: int, part: int = 0) -> tuple[PretrainBatch, ...]:
+        """A part of the update of step 1, 2, ..."""
+        samples, dropped = self.stream.samples_of(step, part, self._make)
+        official = self.recipe.compat == "official"
+        return (retrieval_batch(samples, dropped=dropped, part=part, compat_official=official),)
+
+    def _make(self, store: Store, record: Record, epoch: int) -> Sample:
+        single = with_one_caption(record, self.recipe.seed, epoch)
+        sample = self.maker.of_caption(single, store.picture(record), epoch, mask=False)
+        if len(self.stream.stores) == 1:
+            return sample
+        # records of different stores may have the same id, and are different pictures
+        number = next(n for n, one in enumerate(self.stream.stores) if one is store)
+        return dataclasses.replace(sample, record_id=f"{number}:{store.name}/{record.id}")
+
+
+def with_one_caption(record: Record, seed: int, epoch: int) -> Record:
+    """The record with the caption whose turn it is in a pass.
+
+    Args:
+        record: without captions it stays as it is.
+        seed: of the run.
+        epoch: which pass over the data.
+    """
+    if not record.captions:
+        return record
+    lap, turn = divmod(epoch, len(record.captions))
+    order = augment.generator(seed, lap, record.id, "caption order").permutation(
+        len(record.captions)
+    )
+    return dataclasses.replace(record, captions=(record.captions[int(order[turn])],))
 
 
 class GroundingFeed:

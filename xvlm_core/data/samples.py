@@ -57,6 +57,7 @@ class SampleSettings:
         min_inside: share of a box that must be inside the crop.
         absent: texts a picture that are known not to be in it.
         augment: random crop, flip and RandAugment; else the whole picture, resized.
+        crop_scale: fraction of the area of a whole picture that its random crop keeps.
         careful_flip: no mirroring where a text names a side.
         tokenized_regions: texts of region samples are word pieces with spaces between: neither
             cleaned nor lower-cased (the released 16M regions).
@@ -77,6 +78,7 @@ class SampleSettings:
     min_inside: float = 0.5
     absent: int = 0
     augment: bool = True
+    crop_scale: tuple[float, float] = (0.2, 1.0)
     careful_flip: bool = True
     tokenized_regions: bool = False
     compat_official: bool = False
@@ -147,13 +149,16 @@ class SampleMaker:
 
     # ------------------------------------------------------------------ whole pictures
 
-    def of_caption(self, record: Record, source: Path | bytes, epoch: int) -> Sample:
+    def of_caption(
+        self, record: Record, source: Path | bytes, epoch: int, *, mask: bool = True
+    ) -> Sample:
         """One caption of the whole picture, with the augmentation of picture-text batches.
 
         Args:
             record: which has captions.
             source: its picture: the file, or its bytes.
             epoch: which pass over the data.
+            mask: draw tokens to predict.
 
         Raises:
             PictureError: the picture cannot be read.
@@ -163,7 +168,7 @@ class SampleMaker:
         if not record.captions:
             raise SampleProblem("no caption")
         caption = record.captions[int(rng.integers(len(record.captions)))]
-        text = self._text(caption, rng)
+        text = self._text(caption, rng, mask=mask)
         if text is None:
             raise SampleProblem("empty text")
         if self.settings.augment:
@@ -172,6 +177,7 @@ class SampleMaker:
                 image,
                 rng,
                 self.settings.image_size,
+                scale=self.settings.crop_scale,
                 allow_flip=self._may_flip([caption]),
             )
         else:

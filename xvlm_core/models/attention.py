@@ -188,6 +188,29 @@ class Attention(nn.Module):
         out: Tensor = self.output(torch.cat(parts))
         return out
 
+    def keys_values_of(self, patches_PS: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of one whole picture, [pooled token; patches], ``(1 + P, D)`` each."""
+        with_pooled = []
+        for x_PD in self._keys_values(patches_PS):
+            pooled_D = x_PD.float().mean(0).to(x_PD.dtype)  # projections commute with the mean
+            with_pooled.append(torch.cat([pooled_D[None], x_PD]))
+        return with_pooled[0], with_pooled[1]
+
+    def over_one_picture(self, hidden_ND: Tensor, keys_KD: Tensor, values_KD: Tensor) -> Tensor:
+        """Cross-attention of all tokens to one picture, ``(N, D)``.
+
+        What a token finds depends on no other token: texts of any length are one row of queries,
+        and keys and values are neither projected nor copied for each.
+
+        Args:
+            hidden_ND: packed texts.
+            keys_KD: of the picture.
+            values_KD: the same.
+        """
+        q, k, v = (self._heads(x, 1) for x in (self.query(hidden_ND), keys_KD, values_KD))
+        out: Tensor = self.output(self._attend(q, k, v))
+        return out
+
     def over_texts(
         self, hidden_ND: Tensor, packing: Packing, others: TextStates, text_of_row: Tensor
     ) -> Tensor:
@@ -239,6 +262,24 @@ class PictureSource:
         return attention.over_pictures(
             hidden_ND, packing, self.patches_IPS, self.views, self.view_of_row, self.watch
         )
+
+
+class OnePicture:
+    """One whole picture that many texts look at: each layer projects it once, whenever.
+
+    Args:
+        patches_PS: its patch tokens.
+    """
+
+    def __init__(self, patches_PS: Tensor) -> None:
+        self.patches_PS = patches_PS
+        self._known: dict[Attention, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, attention: Attention, hidden_ND: Tensor, packing: Packing) -> Tensor:
+        """See :class:`CrossSource`."""
+        if attention not in self._known:
+            self._known[attention] = attention.keys_values_of(self.patches_PS)
+        return attention.over_one_picture(hidden_ND, *self._known[attention])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from xvlm_core.models.attention import (
     Attention,
     CrossSource,
+    OnePicture,
     PictureSource,
     TextSource,
     TextStates,
@@ -31,7 +32,7 @@ from xvlm_core.models.checkpointing import Checkpointed
 from xvlm_core.models.packing import PackedTexts, Packing
 from xvlm_core.models.sizes import TextConfig
 
-__all__ = ["Attention", "TextEncoder", "TextStates", "Views"]
+__all__ = ["Attention", "OnePicture", "TextEncoder", "TextStates", "Views"]
 
 
 class Mlp(nn.Module):
@@ -183,6 +184,13 @@ class TextEncoder(Checkpointed, nn.Module):
         """
         order = torch.tensor(states.packing.order, device=view_of_text.device)
         return self._cross(states, PictureSource(patches_IPS, views, view_of_text[order]))
+
+    def fuse_one(self, states: TextStates, picture: OnePicture) -> TextStates:
+        """As :meth:`fuse`, where all texts look at the whole of one picture; for inference.
+
+        The picture may be asked again, by other texts: its keys and values are kept in it.
+        """
+        return self._cross(states, picture)
 
     def fuse_pair(
         self, states: TextStates, patches_IPS: Tensor, first_B: Tensor, second_B: Tensor

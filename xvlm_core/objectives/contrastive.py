@@ -49,6 +49,49 @@ def contrastive_loss(similarity_BB: Tensor, excluded_BB: Tensor | None = None) -
     return (to_text + to_concept) / 2
 
 
+def same_picture(keys_B3: Tensor) -> Tensor:
+    """Texts that belong to one picture, the diagonal included, ``(B, B)`` bool.
+
+    Args:
+        keys_B3: as of :func:`excluded_pairs`: the last column is of the picture, 0 where a text
+            is about a part.
+    """
+    picture_B = keys_B3[:, 2]
+    same_BB = (picture_B[:, None] == picture_B[None, :]) & (picture_B != 0)[:, None]
+    return same_BB | torch.eye(len(keys_B3), dtype=torch.bool, device=keys_B3.device)
+
+
+def multi_positive_loss(
+    similarity_BB: Tensor, positive_BB: Tensor, excluded_BB: Tensor | None = None
+) -> Tensor:
+    """Contrastive loss where a picture comes with several texts (Eq. 3 with another target).
+
+    The target of a row is uniform over its positives: ``y_bc = P_bc / sum_c P_bc`` in place of
+    the diagonal in ``-sum_c y_bc log softmax(s_b)_c``; its mean over rows, in both directions,
+    halved. As the released code fine-tunes for retrieval (official.md 3.1).
+
+    Args:
+        similarity_BB: ``similarity(...)``.
+        positive_BB: bool, symmetric: text c belongs to the picture of text b; with the diagonal.
+        excluded_BB: bool; those of these that are no positives are no negatives either (the same
+            words): left out of both normalisations. None: all others are negatives (the released
+            code).
+
+    Returns:
+        A float32 scalar.
+    """
+    if excluded_BB is not None:
+        similarity_BB = similarity_BB.masked_fill(excluded_BB & ~positive_BB, float("-inf"))
+    target_BB = positive_BB.float() / positive_BB.sum(1, keepdim=True)
+
+    def one_way(scores_BB: Tensor) -> Tensor:
+        # left out, not multiplied by zero: an excluded pair is at minus infinity
+        logs_BB = scores_BB.log_softmax(1).masked_fill(~positive_BB, 0.0)
+        return -(target_BB * logs_BB).sum(1).mean()
+
+    return (one_way(similarity_BB) + one_way(similarity_BB.T)) / 2
+
+
 def scale_gradient(features: Tensor, scale: float) -> Tensor:
     """The same values, with their gradient multiplied by ``scale``.
 

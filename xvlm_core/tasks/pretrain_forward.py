@@ -41,6 +41,7 @@ class PretrainOutputs:
         similarity_GG: concept against text of the whole update, over temperature; its gradient
             reaches the features of this part.
         excluded_GG: pairs that are no negatives; None: all others are.
+        keys_G3: of the texts of the whole update (:class:`PretrainBatch`), where they have any.
         match_logits_R2: rows: B matched; negative concept with own text; own concept with
             negative text (rows without a candidate left out).
         match_label_R: 1 for the B matched rows, then 0.
@@ -57,6 +58,7 @@ class PretrainOutputs:
 
     similarity_GG: Tensor | None = None
     excluded_GG: Tensor | None = None
+    keys_G3: Tensor | None = None
     match_logits_R2: Tensor | None = None
     match_label_R: Tensor | None = None
     presence_logits_Q2: Tensor | None = None
@@ -139,7 +141,7 @@ def pretrain_forward(
     first_absent = n_texts * (2 if wanted.masked_lm else 1)
     concepts = concept_views(batch)
 
-    similarity_GG = excluded_GG = similarity_BB = None
+    similarity_GG = excluded_GG = keys_G3 = similarity_BB = None
     if wanted.contrastive or (wanted.matching and negatives is None):
         concept_BE = model.picture_features(patches_IPS, concepts)
         text_BE = model.text_features(states.first()[:n_texts])
@@ -155,7 +157,8 @@ def pretrain_forward(
                 mine = slice(first_own, first_own + n_texts)
                 similarity_BB = similarity_GG[mine, mine].detach()
                 if batch.keys_B3 is not None:
-                    excluded_GG = excluded_pairs(peers.table(KEYS, batch.keys_B3)[0])
+                    keys_G3, _ = peers.table(KEYS, batch.keys_B3)
+                    excluded_GG = excluded_pairs(keys_G3)
             else:
                 similarity_BB = similarity(
                     concept_BE.detach(), text_BE.detach(), model.temp.detach()
@@ -195,7 +198,7 @@ def pretrain_forward(
         row_text += range(first_absent, states.packing.n_texts)
         row_view += [whole + picture for picture in picture_of_absent]
     if not row_text:
-        return PretrainOutputs(similarity_GG, excluded_GG)
+        return PretrainOutputs(similarity_GG, excluded_GG, keys_G3)
 
     views = concepts
     if boxed or with_absent:
@@ -227,6 +230,7 @@ def pretrain_forward(
     return PretrainOutputs(
         similarity_GG,
         excluded_GG,
+        keys_G3,
         match_logits,
         match_label,
         presence_logits,

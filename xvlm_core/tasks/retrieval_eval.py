@@ -1,0 +1,412 @@
+"""Retrieval, evaluated: the texts of every picture and the picture of every text of a split.
+
+In three passes (official.md 3.1). All pictures and texts are encoded once. Of the pairs that are
+near by similarity, each is scored once by the cross encoder, for both directions. Then each query
+is ranked: by the score of its own k nearest, then by similarity.
+
+A batch holds the same items on any number of ranks: the figures are the same to the last digit.
+
+Legend: I pictures, P patches, S width of the picture encoder, T texts, E joint width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from xvlm_core.config.schema import ScoringSection
+from xvlm_core.data import augment
+from xvlm_core.data.images import PictureError, read_picture
+from xvlm_core.data.record_kinds import numbers_of
+from xvlm_core.data.records import Record
+from xvlm_core.data.store import Store
+from xvlm_core.data.text import EmptyTextError, pre_caption
+from xvlm_core.data.tokenizer import Tokenizer
+from xvlm_core.errors import CheckpointError
+from xvlm_core.metrics.recall import best_ranks, recall_at
+from xvlm_core.models.packing import PackedTexts
+from xvlm_core.models.text import OnePicture, TextStates
+from xvlm_core.models.xvlm import XVLM
+from xvlm_core.tasks.base import Batch, Prediction, Score, Scores
+from xvlm_core.tasks.retrieval_passes import (
+    AllTexts,
+    CollectionBatch,
+    PairsBatch,
+    QueriesBatch,
+    TextItem,
+    match_scores,
+)
+from xvlm_core.tasks.retrieval_ranking import KEPT, Candidates, Found
+from xvlm_core.weights.folder import ModelInfo
+
+SELECTION = "r_mean"
+
+RECALL_AT = (1, 5, 10)
+assert max(RECALL_AT) <= KEPT
+
+TEXTS_A_CALL = 1024
+"""Texts of one picture that the cross encoder reads at once: bounds the memory."""
+
+_EXAMPLES = 20
+
+
+class RetrievalEvaluation:
+    """The pictures and captions of some stores' split as one collection.
+
+    A :class:`xvlm_core.tasks.evaluations.StoreEvaluation` in passes
+    (:class:`xvlm_core.tasks.base.InPasses`), for any model with both heads. The patch tokens of a
+    rank's pictures stay in memory (float32, on the CPU) between the passes: 0.6 MB a picture in the
+    base model at 384 pixels. The states of all texts are on the model's device in the second one:
+    37 kB a text of 12 tokens.
+
+    Args:
+        stores: where the records are.
+        split: which records.
+        tokenizer: of the model.
+        image_size: side of the pictures that the model sees, pixels.
+        max_words: words kept of a text.
+        max_tokens: tokens kept of a text.
+        candidates: texts a picture, and pictures a text, that the cross encoder scores; clipped
+            to those that there are.
+        limit: at most this many pictures (the first ones), None: all.
+        batch_pictures: pictures that are encoded at once.
+    """
+
+    NO_ANSWER: ClassVar[dict[str, Any]] = {
+        "ranking": [],
+        "scores": [],
+        "by_similarity": [],
+        "similarities": [],
+        "candidates": 0,
+        "among": 0,
+    }
+
+    selection: str | None = SELECTION
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        split: str,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int,
+        max_words: int,
+        max_tokens: int,
+        candidates: int,
+        limit: int | None = None,
+        batch_pictures: int = 16,
+    ) -> None:
+        self.split = split
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.max_words = max_words
+        self.max_tokens = max_tokens
+        self.candidates = candidates
+        self.batch_pictures = batch_pictures
+        stores = list({_identity(store): store for store in stores}.values())
+        # records of different stores may have the same id
+        prefixes = [""] if len(stores) == 1 else [f"{n}:{s.name}/" for n, s in enumerate(stores)]
+        self.places = [
+            (store, prefix, int(i))
+            for store, prefix in zip(stores, prefixes, strict=True)
+            for i in numbers_of(store, split, pairs=False).array()
+        ][:limit]
+        self.dropped: Counter[str] = Counter()
+        self.examples: list[str] = []
+        self._forget()
+
+    @classmethod
+    def of_model(
+        cls,
+        stores: Sequence[Store],
+        split: str,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        *,
+        scoring: ScoringSection | None = None,
+        limit: int | None = None,
+    ) -> RetrievalEvaluation:
+        """Pictures and texts as a model wants them.
+
+        Raises:
+            CheckpointError: the model cannot compare or match.
+        """
+        lacking = [h for h in ("contrastive", "matching") if h not in info.config.heads]
+        if lacking:
+            raise CheckpointError(
+                f"retrieval needs the heads contrastive and matching; this model ({info.task}) "
+                f"has no {' and no '.join(lacking)} head",
+                try_="-c RUN of a pre-trained or a retrieval model  (xvlm ls runs)",
+            )
+        return cls(
+            stores,
+            split,
+            tokenizer,
+            image_size=info.config.vision.image_size,
+            max_words=info.max_words,
+            max_tokens=info.max_tokens,
+            candidates=(scoring or ScoringSection()).candidates,
+            limit=limit,
+        )
+
+    def _forget(self) -> None:
+        """What is known of the collection: an evaluation can be repeated."""
+        self._patches: dict[str, Tensor] = {}
+        self._encoded: dict[str, TextStates] = {}
+        self._found: Found | None = None
+        self._pairs: Candidates | None = None
+        self._texts: AllTexts | None = None
+        self._scores: npt.NDArray[np.float32] | None = None
+
+    # ------------------------------------------------------------------ the items
+
+    def references(self) -> Iterator[Prediction]:
+        """Of every picture and every text: ``id`` and the right answers."""
+        for store, prefix, index in self.places:
+            record = store[index]
+            items = [item for item in self._items(record, prefix) if item.tokens]
+            if items:
+                yield _about_picture(items[0].picture, [item.id for item in items])
+            for item in items:
+                yield _about_text(item.id, item.picture, item.text)
+
+    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[CollectionBatch]:
+        """The first pass. The shares of the ranks, one after the other, are all batches in order.
+
+        A picture that cannot be read is left out with its texts, a text of which nothing is left
+        by itself, and a record without a usable text.
+        """
+        self._forget()
+        self.dropped.clear()
+        self.examples.clear()
+        before: Counter[str] = Counter()
+        n = -(-len(self.places) // self.batch_pictures)
+        for number in range(rank * n // world_size, (rank + 1) * n // world_size):
+            start = number * self.batch_pictures
+            pictures, ids, items = [], [], []
+            for store, prefix, index in self.places[start : start + self.batch_pictures]:
+                record = store[index]
+                texts = self._usable(record, prefix)
+                if not texts:
+                    continue
+                try:
+                    image = read_picture(store.picture(record))
+                except PictureError as problem:
+                    self._drop(texts[0].picture, problem.reason, 1 + len(texts))
+                    continue
+                pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
+                ids.append((texts[0].picture, record.id))
+                items += texts
+            yield CollectionBatch(
+                pictures_ICHW=torch.from_numpy(np.stack(pictures))
+                if pictures
+                else torch.zeros(0, 3),
+                texts=PackedTexts.from_lists([item.tokens for item in items]),
+                picture_ids=tuple(one for one, _ in ids),
+                items=tuple(items),
+                record_ids=tuple(record for _, record in ids),
+                dropped=dict(self.dropped - before),
+            )
+            before = self.dropped.copy()
+
+    def _items(self, record: Record, prefix: str) -> list[TextItem]:
+        """All texts of a record; without tokens where nothing is left of one."""
+        name = f"{prefix}{record.id}"
+        return [
+            TextItem(f"text:{name}#{n}", f"picture:{name}", text, self._tokens(text))
+            for n, text in enumerate(record.captions)
+        ]
+
+    def _usable(self, record: Record, prefix: str) -> list[TextItem]:
+        found = self._items(record, prefix)
+        for item in found:
+            if not item.tokens:
+                self._drop(item.id, "empty text", 1)
+        usable = [item for item in found if item.tokens]
+        if not usable:
+            self._drop(f"picture:{prefix}{record.id}", "no caption", 1)
+        return usable
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        try:
+            words = pre_caption(text, self.max_words)
+        except EmptyTextError:
+            return ()
+        ids = self.tokenizer.encode(words, self.max_tokens).ids
+        return ids if len(ids) > 1 else ()
+
+    def _drop(self, name: str, reason: str, n: int) -> None:
+        self.dropped[reason] += n
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{name}: {reason}")
+
+    # ------------------------------------------------------------------ the passes
+
+    def next_pass(
+        self, predictions: Sequence[Prediction], rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch] | None:
+        """Pairs to score after the features, rankings after the scores: see the module."""
+        if not predictions or self._scores is not None:
+            self._forget()
+            return None
+        if self._found is None:
+            self._found = Found.of(predictions)
+            self._pairs = Candidates(self._found, self.candidates)
+            return self._pairs_to_score(self._found, self._pairs)
+        self._scores = np.concatenate([p["scores"] for p in predictions])
+        self._patches.clear()
+        self._encoded.clear()
+        self._texts = None
+        return self._queries(self._found, rank, world_size)
+
+    def _pairs_to_score(self, found: Found, pairs: Candidates) -> Iterator[PairsBatch]:
+        """Of the pictures that this rank has encoded."""
+        for number, picture in enumerate(found.picture_ids):
+            if picture in self._patches:
+                yield PairsBatch(picture, self._patches[picture], pairs.texts_of(number))
+
+    def _queries(self, found: Found, rank: int, world_size: int) -> Iterator[QueriesBatch]:
+        names = found.picture_ids + found.text_ids
+        n = len(names)
+        share = range(rank * n // world_size, (rank + 1) * n // world_size)
+        if share:
+            yield QueriesBatch(share, names[share.start : share.stop])
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Answers to a batch of any pass; those of the last are final."""
+        assert isinstance(model, XVLM)
+        if isinstance(batch, CollectionBatch):
+            return self._encode(model, batch)
+        if isinstance(batch, PairsBatch):
+            return [self._score(model, batch)]
+        assert isinstance(batch, QueriesBatch)
+        return [self._rank(query) for query in batch.queries]
+
+    def _encode(self, model: XVLM, batch: CollectionBatch) -> list[Prediction]:
+        if not batch.picture_ids:
+            return []
+        patches_IPS = model.encode_pictures(batch.pictures_ICHW)
+        states = model.encode_texts(batch.texts)
+        views = model.whole(batch.n_pictures)
+        pictures_IE = model.picture_features(patches_IPS, views).cpu().numpy()
+        texts_TE = model.text_features(states.first()).cpu().numpy()
+        self._patches |= zip(batch.picture_ids, patches_IPS.cpu(), strict=True)
+        name = batch.picture_ids[0]
+        self._encoded[name] = states
+        return [
+            *(
+                {"id": picture, "text": None, "feature": feature}
+                for picture, feature in zip(batch.picture_ids, pictures_IE, strict=True)
+            ),
+            *(
+                {**vars(item), "batch": name, "feature": feature}
+                for item, feature in zip(batch.items, texts_TE, strict=True)
+            ),
+        ]
+
+    def _score(self, model: XVLM, batch: PairsBatch) -> Prediction:
+        """The raw logit of "it matches" of a picture with each of its texts."""
+        assert self._found is not None
+        if self._texts is None:
+            self._texts = AllTexts(self._found, model, self._encoded)
+            self._encoded.clear()
+        picture = OnePicture(batch.patches_PS)
+        scores = [
+            match_scores(model, self._texts.states(batch.texts[at : at + TEXTS_A_CALL]), picture)
+            for at in range(0, len(batch.texts), TEXTS_A_CALL)
+        ]
+        found = torch.cat(scores).cpu().numpy() if scores else np.zeros(0, np.float32)
+        return {"id": batch.picture, "scores": found}
+
+    def _rank(self, query: int) -> Prediction:
+        found, pairs = self._found, self._pairs
+        assert found is not None
+        assert pairs is not None
+        assert self._scores is not None
+        n_pictures = len(found.picture_ids)
+        if query < n_pictures:
+            ranking = pairs.picture_ranking(query, self._scores)
+            names, direction = found.text_ids, pairs.of_pictures
+            right = np.flatnonzero(found.picture_of_text == query)
+            about = _about_picture(found.picture_ids[query], [names[t] for t in right])
+        else:
+            query -= n_pictures
+            ranking = pairs.text_ranking(query, self._scores)
+            names, direction = found.picture_ids, pairs.of_texts
+            picture = found.picture_ids[found.picture_of_text[query]]
+            about = _about_text(found.text_ids[query], picture, found.texts[query])
+        return {
+            **about,
+            "ranking": [names[n] for n in ranking.ranked],
+            "scores": ranking.scores,
+            "by_similarity": [names[n] for n in ranking.by_similarity],
+            "similarities": ranking.similarities,
+            "candidates": direction.asked,
+            "among": len(names),
+        }
+
+    def score(self, predictions: Sequence[Prediction]) -> Scores:
+        """See :func:`score`."""
+        return score(predictions, self.split)
+
+
+def _about_picture(picture: str, texts: Sequence[str]) -> Prediction:
+    return {"id": picture, "text": None, "right": list(texts)}
+
+
+def _about_text(name: str, picture: str, text: str) -> Prediction:
+    return {"id": name, "text": text, "right": [picture]}
+
+
+def _identity(store: Store) -> Path | str:
+    return store.place.resolve() if isinstance(store.place, Path) else store.place
+
+
+def score(predictions: Sequence[Prediction], split: str) -> Scores:
+    """Recall at 1, 5 and 10 in both directions, and their mean; re-ranked and by similarity alone.
+
+    A query is answered as soon as one of its right answers is among the first k. Each id counts
+    once; a query without answers is missed.
+
+    Args:
+        predictions: with ``id``, ``text`` (None: the query is a picture), ``right``, ``ranking``
+            and ``by_similarity``, and of how many candidates among how many they come.
+        split: that they are of.
+    """
+    unique = {p["id"]: p for p in predictions}
+    assert len(unique) == len(predictions), "an id is predicted twice"
+    asked = {
+        "text": [p for p in predictions if p["text"] is None],
+        "image": [p for p in predictions if p["text"] is not None],
+    }
+    scores: Scores = {}
+    for field_name, suffix in (("ranking", ""), ("by_similarity", " by similarity")):
+        values = []
+        for direction, queries in asked.items():
+            ranks = best_ranks([q[field_name] for q in queries], [q["right"] for q in queries])
+            how = _convention(direction, queries, reranked=not suffix)
+            for k in RECALL_AT:
+                values.append(recall_at(ranks, k))
+                name = f"{direction} R@{k}{suffix}"
+                scores[name] = Score(values[-1], split, how, len(queries))
+        mean = sum(values) / len(values)
+        how = "mean of the six recalls" + (", similarity alone" if suffix else ", re-ranked")
+        scores[SELECTION + suffix] = Score(mean, split, how, len(predictions))
+    return scores
+
+
+def _convention(direction: str, queries: Sequence[Prediction], *, reranked: bool) -> str:
+    """How the figures of a direction come about: says so where there were few candidates."""
+    what = "texts of a picture" if direction == "text" else "picture of a text"
+    among = max((q["among"] for q in queries), default=0)
+    if not reranked:
+        return f"{what}, by similarity among {among:,}"
+    k = max((q["candidates"] for q in queries), default=0)
+    return f"{what}, the {k:,} nearest of {among:,} ranked by matching"
