@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xvlm_core.errors import DataError
+from xvlm_core.tasks.saved_predictions import join, read_answers
+
+NONE: dict[str, Any] = {"box_xyxy_px": None, "probability": None}
+
+
+def line(name: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "box_xyxy_px": [1, 2, 3.5, 4], "probability": 0.25, **more}
+
+
+def saved(folder: Path, *lines: Any) -> Path:
+    path = folder / "p.jsonl"
+    path.write_bytes(
+        b"".join(
+            (one if isinstance(one, bytes) else json.dumps(one).encode()) + b"\n" for one in lines
+        )
+    )
+    return path
+
+
+def refusal(path: Path, none: dict[str, Any] = NONE) -> str:
+    with pytest.raises(DataError) as caught:
+        read_answers(path, none)
+    assert caught.value.exit_code == 4
+    assert caught.value.try_
+    return "\n".join(caught.value.lines())
+
+
+def test_answers_come_by_id_with_the_fields_of_an_answer_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path, line("a", present=True, phrase="x"), b"", b"  \r", line("b"))
+    found = read_answers(path, NONE)
+    assert list(found) == ["a", "b"]
+    assert found["b"].line == 4
+    assert found["a"].fields == {"box_xyxy_px": [1, 2, 3.5, 4], "probability": 0.25}
+
+
+def test_a_mark_of_the_byte_order_and_windows_line_ends_are_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(line("ä")).encode() + b"\r\n")
+    assert list(read_answers(path, NONE)) == ["ä"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"id": "\xff"}', "is not UTF-8"),
+        (b'["a"]', "is not a JSON object"),
+        (b'{"probability": NaN, "id": "b"}', "is not JSON"),
+        ({"box_xyxy_px": [0, 0, 1, 1], "probability": 1}, "has no id"),
+        (line("b", id=7), "has no id"),
+        ({"id": "b", "probability": 1}, "has no box_xyxy_px (id b)"),
+        ({"id": "b", "box_xyxy_px": [0, 0, 1, 1]}, "has no probability (id b)"),
+        (line("b", box_xyxy_px=[0, 0, 1]), "not four finite numbers"),
+        (line("b", box_xyxy_px=[0, 0, 1, "1"]), "not four finite numbers"),
+        (line("b", box_xyxy_px=[0, 0, 1, True]), "not four finite numbers"),
+        (line("b", box_xyxy_px=None), "not four finite numbers"),
+        (b'{"id": "b", "probability": 1, "box_xyxy_px": [0, 0, 1, 1e999]}', "not four finite"),
+        (line("b", box_xyxy_px=[0, 0, 1, 1e300]), "farther out"),
+        (line("b", box_xyxy_px=[50, 50, 10, 10]), "x1 <= x2"),
+        (line("b", probability=1.01), "not a number from 0 to 1"),
+        (line("b", probability=-0.1), "not a number from 0 to 1"),
+        (line("b", probability="0.5"), "not a number from 0 to 1"),
+        (line("b", probability=True), "not a number from 0 to 1"),
+    ],
+)
+def test_what_is_no_answer_is_named_with_its_line(tmp_path: Path, bad: Any, says: str) -> None:
+    told = refusal(saved(tmp_path, line("a"), bad, line("c")))
+    assert says in told
+    assert "p.jsonl, line 2" in told
+    assert len(told) < 600, "one clear line"
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("ranking", ["x"], ["x", 3]),
+        ("scores", [0.5, -2], ["0.5"]),
+        ("candidates", 16, 1.5),
+        ("anything else", {"a": 1}, None),
+    ],
+)
+def test_fields_of_other_tasks(tmp_path: Path, field: str, good: Any, bad: Any) -> None:
+    found = read_answers(saved(tmp_path, {"id": "a", field: good}), {field: None})
+    assert found["a"].fields == {field: good}
+    if bad is not None:
+        assert field in refusal(saved(tmp_path, {"id": "a", field: bad}), {field: None})
+
+
+def test_ids_that_come_twice_are_all_named_with_their_lines(tmp_path: Path) -> None:
+    told = refusal(saved(tmp_path, line("a"), line("b"), line("a"), line("b"), line("a")))
+    assert "2 ids" in told
+    assert "a: lines 1, 3, 5" in told
+    assert "b: lines 2, 4" in told
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \n"])
+def test_a_file_without_an_answer(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(data)
+    assert "has no predictions" in refusal(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path / "gone.jsonl")
+    assert "cannot be read" in refusal(tmp_path)
+
+
+REFERENCES = [{"id": "a", "target": 1}, {"id": "b", "target": 2}, {"id": "c", "target": 3}]
+
+
+def test_answers_meet_what_they_are_compared_with_in_the_order_of_the_data(tmp_path: Path) -> None:
+    path = saved(tmp_path, line("c", probability=1), line("a", target="made up"), line("b"))
+    answers = read_answers(path, NONE)
+    joined = join(path, answers, [REFERENCES[:2], REFERENCES[2:]], NONE)
+    assert [[p["id"] for p in part] for part in joined.predictions] == [["a", "b"], ["c"]]
+    assert joined.predictions[0][0]["target"] == 1, "the data say what is right, not the file"
+    assert joined.predictions[1][0]["probability"] == 1
+    assert joined.missing == []
+    assert len(answers) == 3
+
+
+def test_ids_that_the_data_lack_are_listed(tmp_path: Path) -> None:
+    path = saved(tmp_path, *[line(name) for name in "abcdefghi"])
+    with pytest.raises(DataError, match=r"6 ids of p\.jsonl are not in the data") as caught:
+        join(path, read_answers(path, NONE), [REFERENCES], NONE, allow_missing=True)
+    assert caught.value.details == (
+        "d: line 4",
+        "e: line 5",
+        "f: line 6",
+        "g: line 7",
+        "h: line 8",
+        "and 1 more",
+    )
+
+
+def test_missing_ids_are_listed_or_counted_as_wrong(tmp_path: Path) -> None:
+    path = saved(tmp_path, line("b"))
+    answers = read_answers(path, NONE)
+    with pytest.raises(DataError, match="2 items of the data have no prediction") as caught:
+        join(path, answers, [REFERENCES], NONE)
+    assert caught.value.details == ("a", "c")
+    assert caught.value.exit_code == 4
+    assert "--allow-missing" in str(caught.value.try_)
+    joined = join(path, answers, [REFERENCES], NONE, allow_missing=True)
+    assert joined.missing == ["a", "c"]
+    assert joined.predictions[0][0] == {**NONE, **REFERENCES[0]}
