@@ -116,6 +116,32 @@ def test_every_store_that_a_recipe_names_is_filled(tmp_path: Path) -> None:
     assert len(first) == 4, "each store has other pictures"
 
 
+def test_a_stand_in_for_pairs_has_pairs_and_single_pictures_where_they_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    tree = recipe().model_dump(mode="json")
+    tree["data"] |= {
+        "images": None,
+        "regions": {"stores": ["both"]},
+        "pairs": {"stores": ["nlvr2", "both"]},
+        "validation": ["nlvr2"],
+        "validation_split": "dev",
+    }
+    asked = Recipe.model_validate_json(json.dumps(tree))
+    made = stand_in(asked, tmp_path, command="x", train=6, val=4, size=64, workers=1)
+    assert {name: manifest.splits for name, manifest in made.items()} == {
+        "both": {"train": 9},
+        "nlvr2": {"train": 3, "dev": 2},
+    }
+    nlvr2, both = (Store.open(tmp_path / name) for name in ("nlvr2", "both"))
+    for i in range(len(nlvr2)):
+        assert nlvr2[i].statement is not None
+        assert nlvr2[i].statement.label is not None
+        assert len(nlvr2[i].images) == 2
+    kinds = [both[i].statement is not None for i in range(9)]
+    assert kinds == [False] * 6 + [True] * 3
+
+
 def test_a_stand_in_refuses_before_it_writes_anything(tmp_path: Path) -> None:
     (tmp_path / "vg").mkdir()
     (tmp_path / "vg" / "mine.txt").write_text("mine")

@@ -187,9 +187,10 @@ def stand_in(
     """Fill every store that a recipe names with pictures of the world.
 
     Each store has other pictures. Stores of ``data.images`` alone have captions only, as theirs
-    would; splits are named as the recipe names them. A store of proposals has the pictures of the
-    validation split of a validation store (the first one, the second, ...), with the true boxes of
-    all things.
+    would; splits are named as the recipe names them. A store of ``data.pairs`` has half as many
+    pairs, and single pictures only if it is another stream's, too. A store of proposals has the
+    pictures of the validation split of a validation store (the first one, the second, ...), with
+    the true boxes of all things.
 
     Args:
         recipe: resolved.
@@ -214,7 +215,8 @@ def stand_in(
     data = recipe.data
     captioned = data.images.stores if data.images else ()
     with_regions = data.regions.stores if data.regions else ()
-    trained, validated = {*captioned, *with_regions}, set(data.validation)
+    paired = data.pairs.stores if data.pairs else ()
+    trained, validated = {*captioned, *with_regions, *paired}, set(data.validation)
     proposed = [name for name in recipe.scoring.proposals if name not in trained | validated]
     pictures_of = {
         name: data.validation[min(number, len(data.validation) - 1)] if data.validation else name
@@ -241,15 +243,19 @@ def stand_in(
         own_seed = zlib.crc32(f"{pictures_of.get(name, name)}/{seed}".encode())
         captions_only = name not in with_regions and name not in validated
         boxes = name in pictures_of
-        events = (
-            _ToDraw(own_seed, split, index, size, False, captions_only, new_name, False, boxes)
+        has_pairs = name in paired or (bool(paired) and name in validated)
+        kinds = [False] if name in (*captioned, *with_regions) or not has_pairs else []
+        kinds += [True] if has_pairs else []
+        events = [
+            _ToDraw(own_seed, split, index, size, pair, captions_only, new_name, False, boxes)
+            for pair in kinds
             for split, (n, new_name) in splits.items()
-            for index in range(n)
-        )
-        total = sum(n for n, _ in splits.values())
+            for index in range(n // 2 if pair else n)
+        ]
+        total = len(events)
         manifests[name] = prepare_plan(
             dataclasses.replace(SOURCE, name=f"world (stand-in for {name})"),
-            Plan(events, None, (), total, shard_records=_SHARD),
+            Plan(iter(events), None, (), total, shard_records=_SHARD),
             root / name,
             {**values, "seed": own_seed, "size": size, "captions_only": captions_only, **splits},
             command=command,

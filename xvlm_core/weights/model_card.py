@@ -56,7 +56,13 @@ def _use(info: ModelInfo, name: str) -> list[str]:
             'xvlm predict grounding image.jpg "man wearing backpack" '
             f"--checkpoint {name} --download"
         )
-    lines.append(f"xvlm finetune refcoco+ --init {name} init.download=true")
+    if info.task == "nlvr2":
+        lines.append(
+            'xvlm predict nlvr2 a.jpg b.jpg "both pictures contain a dog" '
+            f"--checkpoint {name} --download"
+        )
+    task = "nlvr2" if info.config.text.pictures == 2 else "refcoco+"
+    lines.append(f"xvlm finetune {task} --init {name} init.download=true")
     return ["```bash\n" + "\n".join(lines) + "\n```"]
 
 
