@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from tests.inference.conftest import MakeModel, picture
+from tests.models.shapes import bench_config
 from xvlm_core.errors import CheckpointError
+from xvlm_core.inference import heat_answers
 from xvlm_core.inference.draw_explain import explain
+from xvlm_core.inference.heat_answers import Place, WordSpan
 from xvlm_core.inference.heatmap import look
 from xvlm_core.inference.predictor import Grounding, Predictor
 from xvlm_core.metrics.heat_map import best_box, proposal_scores
 from xvlm_core.models.packing import PackedTexts
+from xvlm_core.models.xvlm import XVLM
 
 PHRASES = ["red circle", "the large blue square", "green squares"]
 BOXES = [(0, 0, 30, 30), (20, 10, 50, 40), (5, 25, 25, 45), (40, 0, 60, 20)]
@@ -116,6 +120,36 @@ def test_words_have_a_map_of_their_pieces_in_a_layer_where_they_are_read(
     (answer,) = one.ground(picture(60, 45), ["green squares"], explain=True)
     assert answer.heat is not None
     assert (answer.heat.layer, answer.heat.word_layer, answer.heat.words) == (1, None, ())
+
+
+def test_the_map_of_a_word_is_the_mean_of_its_pieces() -> None:
+    torch.manual_seed(2)
+    model = XVLM(bench_config(init="xavier")).eval()
+    pictures, picture_of_text = torch.randn(1, 3, 128, 128), torch.zeros(2, dtype=torch.int64)
+    texts = PackedTexts.from_lists([[2, 7, 8, 9], [2, 5]])
+    words = ((WordSpan("a", 1, 2), WordSpan("b", 2, 4)), (WordSpan("c", 1, 2),))
+    places = [Place(40, 30, None, own) for own in words]
+    found = heat_answers.answer(model, pictures, texts, picture_of_text, places, 3, explain=True)
+    tokens = look(model, pictures, texts, picture_of_text, 2).maps.of_tokens()
+    whole = look(model, pictures, texts, picture_of_text, 3).maps.of_texts()
+    for text, one in enumerate(found):
+        assert one.heat is not None
+        assert (one.heat.layer, one.heat.word_layer) == (3, 2)
+        np.testing.assert_allclose(one.heat.map_nn, whole[text].numpy(), rtol=1e-4, atol=1e-7)
+        for span, word in zip(words[text], one.heat.words, strict=True):
+            expected = tokens[text][span.start : span.stop].mean(0).numpy()
+            np.testing.assert_allclose(word.map_nn, expected, rtol=1e-3, atol=1e-6)
+            assert word.word == span.word
+            assert word.map_nn.max() > 0
+
+
+def test_the_words_of_a_phrase_are_found_among_its_pieces(weak: Predictor) -> None:
+    question = weak._question(0, "green squares circles of the left")
+    assert question.words == (
+        WordSpan("green", 1, 2),
+        WordSpan("squares", 2, 4),
+        WordSpan("circles", 4, 6),
+    )
 
 
 def test_an_expression_of_no_known_word_is_answered(weak: Predictor) -> None:

@@ -194,6 +194,41 @@ def pretrain_picture(
         uint8 (size, size, 3).
     """
     crop = _random_rectangle(size_of(image), rng, scale, ratio=(3 / 4, 4 / 3))
+    return _flipped_and_changed(image, rng, size, crop, allow_flip=allow_flip)
+
+
+def uncropped_picture(
+    image: Image.Image | NDArray[np.uint8],
+    rng: np.random.Generator,
+    size: int,
+    *,
+    allow_flip: bool = True,
+) -> NDArray[np.uint8]:
+    """Training view of all of a picture: flip, RandAugment with all operations.
+
+    For texts about parts whose boxes are not known: a crop could cut off what they are about.
+
+    Args:
+        image: as of :func:`pretrain_picture`.
+        rng: source of the draws.
+        size: side of the result in pixels.
+        allow_flip: False where a text names a side.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    crop = Crop(0, 0, *size_of(image))
+    return _flipped_and_changed(image, rng, size, crop, allow_flip=allow_flip)
+
+
+def _flipped_and_changed(
+    image: Image.Image | NDArray[np.uint8],
+    rng: np.random.Generator,
+    size: int,
+    crop: Crop,
+    *,
+    allow_flip: bool,
+) -> NDArray[np.uint8]:
     flip = bool(rng.random() < 0.5) and allow_flip
     if isinstance(image, Image.Image):
         resized = crop_and_resize(image, crop, size)  # mirrored after it: as released
