@@ -1,11 +1,12 @@
-"""``xvlm evaluate TASK``."""
+"""``xvlm evaluate TASK``: a model, or saved predictions, scored on splits of a store."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -19,24 +20,33 @@ from xvlm_cli.options import (
     complete_finetune,
 )
 from xvlm_cli.options import complete_run as complete_model
-from xvlm_cli.output import Output, table
-from xvlm_cli.progress import Progress
+from xvlm_cli.output import Output
 
 if TYPE_CHECKING:
-    from xvlm_core.data.block_cache import CacheSettings
-    from xvlm_core.data.store import Store
-
-GROUNDING = "grounding"
+    from xvlm_cli.evaluate_plan import Asked, Request
+    from xvlm_cli.evaluate_report import Answered
+    from xvlm_core.inference.checkpoints import FoundModel
+    from xvlm_core.metrics.calibration import Temperature
+    from xvlm_core.tasks.presence import HasPresence, PresenceReport
+    from xvlm_core.train.launch import Place
+    from xvlm_core.weights.folder import ModelInfo
 
 
 def evaluate(
     task: Annotated[
         str,
         typer.Argument(
-            help="grounding, or a recipe of fine-tuning (its validation store).",
+            help="grounding, weak_grounding, retrieval, nlvr2, or a recipe of fine-tuning (its "
+            "validation store).",
             autocompletion=complete_finetune,
         ),
     ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Values that win over the recipe's: scoring.candidates=128"
+        ),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -50,169 +60,279 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="The store (default: the recipe's).")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", "-s", help="Which records.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", "-s", help="Which records: val,testA,testB; all: every split but train."
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", "-p", help="Score these (JSON lines) without a model."),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Items that they lack count as wrong."),
+    ] = False,
+    calibrate_on: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate-on",
+            metavar="SPLIT",
+            help="grounding: fit one temperature of the probabilities on this split.",
+        ),
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many pictures.")
+        int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.")
     ] = None,
     download: DownloadOption = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write predictions here (JSON lines).")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Predictions go here (JSON lines; of several splits, a folder). Default: "
+            "evaluations/ beside the model.",
+        ),
     ] = None,
+    no_files: Annotated[bool, typer.Option("--no-files", help="Write no predictions.")] = False,
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
     json_document: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score a model on a split of a store; each figure with its convention.
+    """Score a model on splits of a store; each figure with its convention and 95 % interval.
 
-    xvlm evaluate grounding --checkpoint runs/RUN --data data/refcoco+ --split val
+    xvlm evaluate grounding --checkpoint runs/RUN --data data/refcoco+ --split val,testA,testB
+
+    xvlm evaluate grounding --predictions FILE --data data/refcoco+ --split val
     """
     out = outputs.begin("evaluate", json_document=json_document, quiet=quiet)
-    from xvlm_core.errors import OutputError
+    from xvlm_cli.evaluate_plan import Request
+    from xvlm_core.train.launch import place_of
+
+    request = Request(
+        task=task,
+        words=tuple(words or ()),
+        checkpoint=checkpoint,
+        data=data,
+        splits=split,
+        predictions=predictions,
+        allow_missing=allow_missing,
+        calibrate_on=calibrate_on,
+        limit=limit,
+        output=output,
+        no_files=no_files,
+        download=download,
+        device=device,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    place = place_of(os.environ)
+    with _one_voice(place, out) as own:
+        _run(request, place, own)
+
+
+@contextlib.contextmanager
+def _one_voice(place: Place, out: Output) -> Iterator[Output]:
+    """Of several processes, rank 0 speaks, and another only of what it alone ran into."""
+    from xvlm_core.errors import XvlmError
+
+    if place.rank == 0:
+        yield out
+        return
+    from xvlm_cli.last_words import RankOutput
+
+    try:
+        yield RankOutput(out, place.rank)
+    except XvlmError as error:
+        if error.raised_on_all or place.local_rank > 0:
+            _leave(out, error.exit_code)
+        out.json = False  # the one document is that of rank 0
+        error.what = f"rank {place.rank}: {error.what}"
+        raise
+    _leave(out, 0)
+
+
+def _leave(out: Output, code: int) -> NoReturn:
+    out.json = False
+    raise SystemExit(code)
+
+
+def _run(request: Request, place: Place, out: Output) -> None:
+    from xvlm_cli import evaluate_answers, evaluate_plan
+
+    _require_sense(request)
+    asked = evaluate_plan.asked(request)
+    _require_presence(asked)
+    if request.predictions is not None:
+        info = evaluate_answers.named_model(request, asked)
+        if request.dry_run:
+            _say_plan(request, asked, None, out)
+        elif place.rank == 0:
+            _report(request, asked, evaluate_answers.of_file(request, asked, info), None, info, out)
+        return
     from xvlm_core.inference.checkpoints import find_checkpoint
 
-    folder, split, cache = _data(task, data, split)
-    store = _store(folder, split, cache)
-    if output is not None and output.exists() and not overwrite:
-        raise OutputError(f"{output} exists", try_="another -o, or --overwrite")
-    found = find_checkpoint(checkpoint, GROUNDING, os.environ, download=download)
+    found = find_checkpoint(request.checkpoint, asked.task, os.environ, download=request.download)
     (out.warn if found.builtin else out.note)(found.origin)
-    if dry_run:
-        pictures = min(len(store.indices(split)), limit or sys.maxsize)
-        value = {"data": folder, "split": split, "pictures": pictures, "write": output}
-        lines = [f"would ask about {pictures:,} pictures of {folder}, split {split}"]
-        lines += [f"would write {output}"] if output is not None else []
-        out.result({**value, "model": found.origin}, lines)
+    if request.dry_run:
+        _say_plan(request, asked, found, out)
         return
-    predictions, dropped, about = _predict(found.folder, store, split, limit, device, out)
-    _report(predictions, dropped, about, found, store, split, output, out)
+    evaluate_plan.prediction_files(request, asked, found)  # what is in the way is said at once
+    from xvlm_core.weights.folder import read_info
+
+    answered = evaluate_answers.of_model(request, asked, found, place, out)
+    if place.rank == 0:
+        _report(request, asked, answered, found, read_info(found.folder), out)
 
 
-def _data(
-    task: str, data: str | None, split: str | None
-) -> tuple[Path | str, str, CacheSettings | None]:
-    """The store and the split: given, or those that the recipe of the task validates on.
-
-    And the cache of a remote one, if a recipe tells.
-
-    Raises:
-        UsageError: no such task, or a task alone and no store.
-    """
-    from xvlm_core.config.recipes import looks_like_path, nearest_names, recipe_names
-    from xvlm_core.config.resolve import resolve
-    from xvlm_core.data.block_cache import CacheSettings
-    from xvlm_core.data.files import as_place, store_place
+def _require_sense(request: Request) -> None:
     from xvlm_core.errors import UsageError
 
-    if task == GROUNDING:
-        if data is None:
-            raise UsageError(
-                "which data?", try_="xvlm evaluate grounding --data data/refcoco+ --split val"
-            )
-        return as_place(data), split or "val", None
-    known = recipe_names("finetune")
-    if task not in known and f"finetune/{task}" not in known and not looks_like_path(task):
-        near = [name.partition("/")[2] for name in nearest_names(task, "finetune")]
+    if request.predictions is not None and request.output is not None:
         raise UsageError(
-            f"no task {task!r}; there are {GROUNDING}, "
-            + ", ".join(name.partition("/")[2] for name in known),
-            try_=f"xvlm evaluate {near[0] if near else GROUNDING}",
+            "--predictions are there already: no others are made that -o could take",
+            try_="leave one of them out",
         )
-    section = resolve(task, environ=os.environ, kind="finetune").recipe.data
-    if data is None and not section.validation:
-        raise UsageError(f"{task} validates on no store", try_="--data STORE")
-    place = store_place(section.root, section.validation[0]) if data is None else as_place(data)
-    return place, split or section.validation_split, CacheSettings.of(section)
-
-
-def _store(folder: Path | str, split: str, cache: CacheSettings | None) -> Store:
-    from xvlm_core.data.store import Store
-    from xvlm_core.errors import DataError
-
-    store = Store.open(folder, cache)
-    if not len(store.indices(split)):
-        there = [name for name, n in store.manifest.splits.items() if n]
-        raise DataError(
-            f"{folder} has no record of split {split!r}",
-            where=str(folder),
-            try_=f"--split {' or '.join(there)}" if there else "xvlm ls stores",
+    if request.allow_missing and request.predictions is None:
+        raise UsageError(
+            "--allow-missing is about saved predictions, and none are given",
+            try_="--predictions FILE",
         )
-    return store
+    if request.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"no such device: {request.device!r}", try_="--device cpu")
 
 
-def _predict(
-    folder: Path, store: Store, split: str, limit: int | None, device: str, out: Output
-) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, Any]]:
-    import torch
+def _say_plan(request: Request, asked: Asked, found: FoundModel | None, out: Output) -> None:
+    from xvlm_cli.evaluate_plan import prediction_files, records_of
 
-    from xvlm_core.inference.predictor import Predictor
-    from xvlm_core.tasks.grounding_eval import GroundingEvaluation, predict
-
-    predictor = Predictor.from_folder(folder, device)
-    info = predictor.info
-    evaluation = GroundingEvaluation.of_model(
-        [store], split, predictor.tokenizer, predictor.info, limit=limit
+    counts = records_of(asked, request.limit)
+    files = prediction_files(request, asked, found)
+    lines = [f"would ask {asked.task} of {asked.data}"]
+    if found is None:
+        lines = [f"would score {request.predictions} as {asked.task} on {asked.data}"]
+    lines += [f"split {split}: {n:,} records" for split, n in counts.items()]
+    lines += [f"would write {path}" for path in files.paths.values()]
+    out.result(
+        {
+            "task": asked.task,
+            "data": asked.data,
+            "splits": counts,
+            "write": list(files.paths.values()),
+            "model": None if found is None else found.origin,
+        },
+        lines,
     )
-    progress = Progress(quiet=out.quiet)
-    predictions: list[dict[str, Any]] = []
-    pictures = 0
-    with torch.inference_mode():
-        for batch in evaluation.batches():
-            predictions += predict(predictor.model, batch.to(predictor.device))
-            pictures += batch.n_pictures
-            progress(pictures, len(evaluation.places), "pictures")
-    progress.close()
-    about = {"task": info.task, "about": info.about, "size": info.config.size}
-    return predictions, dict(evaluation.dropped), about
+
+
+# ---------------------------------------------------------------------- figures
 
 
 def _report(
-    predictions: list[dict[str, Any]],
-    dropped: dict[str, int],
-    about: dict[str, Any],
-    found: Any,
-    store: Store,
-    split: str,
-    output: Path | None,
+    request: Request,
+    asked: Asked,
+    answered: dict[str, Answered],
+    found: FoundModel | None,
+    info: ModelInfo | None,
     out: Output,
 ) -> None:
-    import json
+    from xvlm_cli import evaluate_report as report
+    from xvlm_cli.evaluate_plan import prediction_files
 
-    from xvlm_core.errors import DataError
-    from xvlm_core.tasks.grounding_eval import score
-    from xvlm_core.train.files import write_atomically
-
-    if not predictions:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
-        raise DataError(
-            f"nothing to score in split {split!r} of {store.place}"
-            + (f": {reasons}" if reasons else ": no phrase with a box"),
-            where=str(store.place),
-            try_=f"xvlm validate {store.place}",
-        )
-    for reason, n in dropped.items():
-        out.warn(f"{n} phrases left out: {reason}")
-    if output is not None:
-        lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
-        with outputs.writing(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(output, ("\n".join(lines) + "\n").encode())
-    scores = score(predictions, split)
-    rows = [(name, f"{s.value:.4f}", s.n, s.convention) for name, s in scores.items()]
-    text = [found.origin, f"data: {store.place}, split {split}", ""]
-    text += table(("score", "value", "n", "how"), rows)
-    if output is not None:
-        text.append(f"predictions: {output}")
-    out.result(
-        {
-            "task": GROUNDING,
-            "model": {"folder": found.folder, "origin": found.origin, **about},
-            "data": store.place,
+    _require_items(asked, answered)
+    paths = report.write(prediction_files(request, asked, found), answered, out)
+    temperature = _temperature(asked, answered)
+    origin = found.origin if found is not None else f"predictions of {request.predictions}"
+    value: dict[str, Any] = {
+        "task": asked.task,
+        "model": None,
+        "data": asked.data,
+        "temperature": None,
+        "splits": {},
+    }
+    if info is not None:
+        folder = None if found is None else found.folder
+        about = {"task": info.task, "about": info.about, "size": info.config.size}
+        value["model"] = {"folder": folder, "origin": origin, **about}
+    text = [origin]
+    if temperature is not None:
+        assert asked.calibrate_on is not None
+        split = asked.calibrate_on
+        value["temperature"] = {
             "split": split,
-            "scores": {name: vars(s) for name, s in scores.items()},
-            "dropped": dropped,
-            "predictions": output,
-        },
-        text,
-    )
+            "predictions": paths.get(split),
+            **vars(temperature),
+        }
+        text.append(report.temperature_line(temperature, split))
+        _warn(split, answered[split], out)
+    for split in asked.splits:
+        _warn(split, answered[split], out)
+        compared = report.beside_the_paper(asked, split, answered[split].scores, info)
+        presence = _presence(asked, answered[split], temperature)
+        path = paths.get(split)
+        value["splits"][split] = report.split_value(answered[split], compared, presence, path)
+        text += ["", f"data: {asked.data}, split {split}", ""]
+        text += report.split_lines(compared, presence, path)
+    if len(asked.splits) == 1:  # as is usual: its figures without a detour
+        value |= {"split": asked.splits[0], **value["splits"][asked.splits[0]]}
+    out.result(value, text)
+
+
+def _require_items(asked: Asked, answered: dict[str, Answered]) -> None:
+    from xvlm_core.errors import DataError
+
+    for split, found in answered.items():
+        if found.predictions:
+            continue
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in found.dropped.items())
+        raise DataError(
+            f"nothing to score in split {split!r} of {asked.data}"
+            + (f": {reasons}" if reasons else f": no item for {asked.task}"),
+            where=asked.data,
+            try_=f"xvlm validate {asked.places[0]}",
+        )
+
+
+def _warn(split: str, answered: Answered, out: Output) -> None:
+    for reason, n in answered.dropped.items():
+        out.warn(f"{split}: {n:,} left out: {reason}")
+    if answered.missing:
+        some = ", ".join(answered.missing[:5]) + (" ..." if len(answered.missing) > 5 else "")
+        out.warn(f"{split}: {len(answered.missing):,} missing, counted as wrong: {some}")
+
+
+def _kind_with_presence(asked: Asked) -> type[HasPresence] | None:
+    from xvlm_core.tasks.evaluations import evaluation_class
+
+    kind: Any = evaluation_class(asked.task)
+    return kind if hasattr(kind, "presence") else None
+
+
+def _require_presence(asked: Asked) -> None:
+    from xvlm_core.errors import UsageError
+
+    if asked.calibrate_on is not None and _kind_with_presence(asked) is None:
+        raise UsageError(
+            f"{asked.task} has no probability that something is there: nothing to calibrate",
+            try_="leave --calibrate-on out",
+        )
+
+
+def _temperature(asked: Asked, answered: dict[str, Answered]) -> Temperature | None:
+    from xvlm_core.tasks.presence import temperature_of
+
+    split, kind = asked.calibrate_on, _kind_with_presence(asked)
+    if split is None or kind is None:
+        return None
+    return temperature_of(kind, answered[split].predictions, split)
+
+
+def _presence(
+    asked: Asked, answered: Answered, temperature: Temperature | None
+) -> PresenceReport | None:
+    from xvlm_core.tasks.presence import presence_report
+
+    kind = _kind_with_presence(asked)
+    return None if kind is None else presence_report(kind, answered.predictions, temperature)

@@ -136,7 +136,8 @@ class GroundingEvaluation:
         """See :func:`score`."""
         return score(predictions, self.split)
 
-    def presence(self, predictions: Sequence[Prediction]) -> tuple[list[float], list[bool]]:
+    @staticmethod
+    def presence(predictions: Sequence[Prediction]) -> tuple[list[float], list[bool]]:
         """Said probabilities of being there, and the truth: what a temperature is fitted to."""
         return grounding_scores.presence(predictions)
 

@@ -1,0 +1,195 @@
+"""What ``xvlm evaluate`` says and writes: figures, the paper's beside them, predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xvlm_cli import output as outputs
+from xvlm_cli.evaluate_plan import Asked, PredictionFiles
+from xvlm_cli.output import Output, table
+
+if TYPE_CHECKING:
+    from xvlm_core.metrics.calibration import ReliabilityBin, Temperature
+    from xvlm_core.tasks.base import Prediction, Score, Scores
+    from xvlm_core.tasks.presence import PresenceReport
+    from xvlm_core.weights.folder import ModelInfo
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a split, and its figures.
+
+    Attributes:
+        scores: by name.
+        dropped: items that could not be asked, by reason.
+        predictions: the answers with what they are compared with.
+        missing: ids without an answer, counted as wrong.
+    """
+
+    scores: Scores
+    dropped: Mapping[str, int]
+    predictions: Sequence[Prediction]
+    missing: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paper's figures for a split, and how ours came about otherwise."""
+
+    scores: Scores
+    differences: list[str]
+
+
+def beside_the_paper(
+    asked: Asked, split: str, scores: Scores, info: ModelInfo | None
+) -> Comparison:
+    """The scores with the paper's figure for the same data, where it has one.
+
+    Args:
+        asked: which data.
+        split: of them.
+        scores: ours.
+        info: of the model; None: it is not known which one answered.
+    """
+    from xvlm_core.metrics import paper
+
+    if len(asked.stores) != 1:
+        return Comparison(scores, [])
+    (store,) = asked.stores
+    manifest = store.manifest
+    dataset = paper.dataset_of(store.name, manifest.source, manifest.command)
+    task: str | None = asked.task
+    if info is not None and info.task != asked.task:  # not what the paper's rows are of
+        zero_shot = (info.task, asked.task) == ("pretrain", "retrieval")
+        task = "retrieval, zero-shot" if zero_shot else None
+    if dataset is None or task is None:
+        return Comparison(scores, [])
+    found = dict(scores)
+    differences: list[str] = []
+    for name, score in scores.items():
+        figures = [f for f in paper.figures(task, dataset, split) if f.metric == name]
+        if not figures:
+            continue
+        found[name] = dataclasses.replace(score, reference=paper.said(figures))
+        differences += paper.caveats(
+            figures[0],
+            n=score.n,
+            image_size=None if info is None else info.config.vision.image_size,
+            size=None if info is None else info.config.size,
+        )
+    return Comparison(found, list(dict.fromkeys(differences)))
+
+
+def write(files: PredictionFiles, answered: Mapping[str, Answered], out: Output) -> dict[str, Path]:
+    """Write the predictions of each split, whole or not at all.
+
+    Raises:
+        OutputError: a place cannot be written.
+    """
+    if files.else_in is not None:
+        try:
+            return _write(files, answered)
+        except OSError as error:
+            out.note(f"predictions go to {files.else_in}/: {error.strerror}: {error.filename}")
+            files = files.elsewhere()
+    with outputs.writing(next(iter(files.paths.values()), Path())):
+        return _write(files, answered)
+
+
+def _write(files: PredictionFiles, answered: Mapping[str, Answered]) -> dict[str, Path]:
+    from xvlm_core.train.files import write_atomically
+
+    for split, path in files.paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(p, ensure_ascii=False) + "\n" for p in answered[split].predictions]
+        # a lone surrogate of a file's name: as JSON escapes it
+        write_atomically(path, "".join(lines).encode(errors="backslashreplace"))
+    return dict(files.paths)
+
+
+def split_value(
+    answered: Answered,
+    compared: Comparison,
+    presence: PresenceReport | None,
+    path: Path | None,
+) -> dict[str, Any]:
+    """A split in the JSON document."""
+    return {
+        "scores": {name: vars(score) for name, score in compared.scores.items()},
+        "dropped": dict(answered.dropped),
+        "missing": list(answered.missing),
+        "predictions": path,
+        "presence": None if presence is None else dataclasses.asdict(presence),
+        "differences_from_the_paper": compared.differences,
+    }
+
+
+def split_lines(
+    compared: Comparison, presence: PresenceReport | None, path: Path | None
+) -> list[str]:
+    """A split for people."""
+    has_paper = any(score.reference for score in compared.scores.values())
+    header = ["score", "value", "95 %", "n", *(["the paper"] if has_paper else []), "how"]
+    rows = [
+        [
+            name,
+            f"{score.value:.4f}",
+            _interval(score),
+            score.n,
+            *([score.reference or ""] if has_paper else []),
+            score.convention,
+        ]
+        for name, score in compared.scores.items()
+    ]
+    lines = table(header, rows)
+    lines += [f"differs from the paper: {text}" for text in compared.differences]
+    if presence is not None:
+        lines += ["", *_presence_lines(presence)]
+    if path is not None:
+        lines += ["", f"predictions: {path}"]
+    return lines
+
+
+def _interval(score: Score) -> str:
+    if score.interval is None:
+        return ""
+    low, high = score.interval
+    return f"[{low:.4f}, {high:.4f}]"
+
+
+def _presence_lines(presence: PresenceReport) -> list[str]:
+    lines = [f"probability that a phrase is there, {presence.n:,} phrases: ECE "]
+    lines[0] += f"{presence.as_said.ece:.4f}"
+    if presence.after is not None:
+        lines[0] += f", with the temperature {presence.after.ece:.4f}"
+    parts = [("as said", presence.as_said.rows)]
+    if presence.after is not None:
+        parts.append(("with the temperature", presence.after.rows))
+    for name, rows in parts:
+        lines += table(
+            (name, "phrases", "mean said", "there"), [_bin(row) for row in rows if row.n]
+        )
+    return lines
+
+
+def _bin(row: ReliabilityBin) -> tuple[str, int, str, str]:
+    return (
+        f"{row.lower:.1f} to {row.upper:.1f}",
+        row.n,
+        f"{row.mean_probability:.3f}",
+        f"{row.frequency:.3f}",
+    )
+
+
+def temperature_line(temperature: Temperature, split: str) -> str:
+    """The fitted temperature in a line."""
+    text = (
+        f"temperature {temperature.value:.4f}, fitted on {temperature.n:,} phrases of {split}: "
+        f"negative log likelihood {temperature.loss_before:.4f}, then {temperature.loss_after:.4f}"
+    )
+    return text + (" (the limit of the search)" if temperature.at_limit else "")
