@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.tasks.recipes import grounding_recipe, merged, records, store, write_stores
 from xvlm_core.config.resolve import resolve
+from xvlm_core.data import augment
 from xvlm_core.data.batches import PretrainBatch
 from xvlm_core.data.records import Record, Region
 from xvlm_core.errors import ConfigError
@@ -93,6 +94,7 @@ def test_every_phrase_comes_once_at_most_and_all_in_turn(root: Path) -> None:
     picture = batch.picture_of_text_B.tolist()
     assert len(set(zip(picture, texts, strict=True))) == len(texts) == 8
     one = task_of(root, data={"regions": {"max_regions": 1}})
+    assert one.feed().batches(1)[0].texts.packing.n_texts == 4
     seen = {
         one.tokenizer.decode(ids)
         for step in range(1, 30)
@@ -141,7 +143,9 @@ def test_official_flips_whatever_the_text_says_and_cuts_nothing(root: Path) -> N
 
 
 @pytest.mark.parametrize("compat", ["none", "official"])
-def test_a_phrase_that_names_a_side_keeps_its_picture(compat: str, root: Path) -> None:
+def test_a_phrase_that_names_a_side_keeps_its_picture(
+    compat: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = [
         dataclasses.replace(record, regions=(Region("left star", (1.0, 1.0, 9.0, 9.0)),))
         for record in records(root / "pictures", 4)
@@ -152,12 +156,31 @@ def test_a_phrase_that_names_a_side_keeps_its_picture(compat: str, root: Path) -
         "data": {"regions": {"stores": [f"sided-{compat}"]}, "augment": True, "validation": []},
     }
     maker = task_of(root, **changes).sample_maker()
-    flips: set[bool] = set()
-    for epoch in range(12):
-        flips |= {maker._may_flip([region.text for region in r.regions]) for r in left}
+    allowed: list[bool] = []
+    plain = augment.uncropped_picture
+
+    def spy(*args: Any, allow_flip: bool) -> Any:
+        allowed.append(allow_flip)
+        return plain(*args, allow_flip=allow_flip)
+
+    monkeypatch.setattr(augment, "uncropped_picture", spy)
+    for epoch in range(3):
         sample = maker.of_phrases(left[0], root / "pictures" / left[0].image, epoch)
         assert sample.picture.shape == (64, 64, 3)
-    assert flips == {compat == "official"}
+    assert allowed == [compat == "official"] * 3
+
+
+def test_all_of_the_picture_is_seen_mirrored_or_not() -> None:
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[:, :32] = 200
+    seen = set()
+    for number in range(40):
+        rng = np.random.default_rng(number)
+        view = augment.uncropped_picture(image, rng, 64)
+        kept = augment.uncropped_picture(image, np.random.default_rng(number), 64, allow_flip=False)
+        seen.add((bool(view[32, 16, 0] > view[32, 48, 0]), bool(kept[32, 16, 0] > kept[32, 48, 0])))
+    assert {mirrored for mirrored, _ in seen} == {True, False}
+    assert {kept for _, kept in seen} == {True}
 
 
 @pytest.mark.parametrize(

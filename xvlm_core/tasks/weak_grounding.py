@@ -88,14 +88,10 @@ class WeakGroundingTask(RetrievalTask):
         RecipeTask.__init__(self, recipe, start_from)
 
     def sample_maker(self) -> PhraseSampleMaker:
-        """Makes samples of phrases. The released code cuts none, and mirrors whatever they say."""
+        """Makes samples of phrases; the released code cuts none of them in training."""
         settings = sample_settings(self.recipe, self.config)
         if settings.compat_official:
-            settings = dataclasses.replace(
-                settings,
-                max_tokens=self.config.text.max_positions,
-                careful_flip=bool(self.recipe.data.careful_flip),
-            )
+            settings = dataclasses.replace(settings, max_tokens=self.config.text.max_positions)
         return PhraseSampleMaker(settings, self.tokenizer, self.recipe.seed)
 
     def feed(self) -> PhraseFeed:  # type: ignore[override]  # a feed of other samples
