@@ -28,8 +28,10 @@ EXPECTED = [
     "pretrain/16m-released",
     "pretrain/4m",
     "pretrain/4m-released",
+    "pretrain/box",
     "pretrain/nlvr2",
     "pretrain/world",
+    "pretrain/world-box",
     "pretrain/world-nlvr2",
 ]
 
@@ -272,3 +274,30 @@ def test_extra_pretraining_for_nlvr2_has_the_released_values() -> None:
     assert (recipe.schedule.warmup, recipe.optim.clip_norm) == (0.1, 1.0)
     assert recipe.model.shape().vision.image_size == 224
     assert recipe.init.checkpoint == "newest-pretrain"
+
+
+def test_extra_box_pretraining_has_the_released_values() -> None:
+    """official.md 2.11, the fourth column, and 3.4, last line."""
+    recipe = resolve("pretrain/box").recipe
+    data, regions, parts = recipe.data, recipe.data.regions, recipe.train.micro_batches
+    assert regions is not None
+    assert parts is not None
+    assert (recipe.task, recipe.init.checkpoint) == ("pretrain", "newest-pretrain")
+    assert regions.stores == ("coco", "vg")
+    assert (regions.batch_texts, regions.max_images) == (24 * parts, 9 * parts)
+    assert (regions.max_regions, regions.min_perc_in_image, regions.caption) == (5, 0.5, False)
+    assert (regions.iter_perc, regions.tokenized, data.images) == (1.0, False, None)
+    assert data.size is not None
+    steps = -(-318_547 // (24 * parts))
+    assert steps == data.size / regions.max_images == 1_660
+    assert (recipe.schedule.kind, recipe.schedule.epochs, recipe.schedule.warmup) == (
+        "linear", 2, 0.1,
+    )  # fmt: skip
+    assert (recipe.text.max_words, recipe.text.max_tokens) == (40, 40)
+    optim = recipe.optim
+    assert (optim.lr, optim.weight_decay, optim.clip_norm) == (3e-5, 0.01, 1.0)
+    assert (optim.betas, optim.eps) == ((0.9, 0.98), 1e-8)
+    assert recipe.model.shape().vision.image_size == 224
+    weights = {name: loss.weight for name, loss in recipe.losses}
+    assert (weights["box_l1"], weights["box_giou"]) == (1, 1)
+    assert weights["contrastive"] == weights["matching"] == weights["masked_lm"] == 0
