@@ -122,6 +122,25 @@ def test_a_grounding_run_is_preferred_to_a_newer_pretraining_run_which_fits_too(
     assert find_checkpoint(None, "pretrain", {}, root).folder.is_relative_to(newest)
 
 
+def test_phrases_are_found_by_models_without_boxes_and_boxes_are_scored_by_those_with_them(
+    make_run: Runs, root: Path
+) -> None:
+    heads = ("contrastive", "matching")
+    lone = make_run("retrieval-a", "retrieval", heads=heads)  # type: ignore[arg-type]
+    ask = module.PREDICT_GROUNDING
+    assert find_checkpoint(None, ask, {}, root).folder.is_relative_to(lone)
+    pretrained = make_run("pretrain-b", "pretrain")
+    assert find_checkpoint(None, ask, {}, root).folder.is_relative_to(pretrained)
+    weak = make_run("weak-c", "weak_grounding", heads=heads)  # type: ignore[arg-type]
+    assert find_checkpoint(None, ask, {}, root).folder.is_relative_to(weak)
+    assert find_checkpoint(None, "weak_grounding", {}, root).folder.is_relative_to(weak)
+    assert find_checkpoint(None, "grounding", {}, root).folder.is_relative_to(pretrained)
+    with pytest.raises(CheckpointError, match="for weak_grounding, not for grounding"):
+        find_checkpoint(weak, "grounding", {}, root)
+    tuned = make_run("grounding-d", "grounding")
+    assert find_checkpoint(None, ask, {}, root).folder.is_relative_to(tuned)
+
+
 def test_a_run_without_a_whole_checkpoint_is_passed_over(make_run: Runs, root: Path) -> None:
     good = make_run("grounding-a", "grounding")
     make_run("grounding-b", "grounding", steps=())
