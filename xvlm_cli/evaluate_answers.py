@@ -95,7 +95,7 @@ def of_file(request: Request, asked: Asked, info: ModelInfo | None) -> dict[str,
 
     assert request.predictions is not None
     kind = evaluation_class(asked.task)
-    answers = read_answers(request.predictions, kind.NO_ANSWER)
+    answers = read_answers(request.predictions, kind.NO_ANSWER, getattr(kind, "ALSO_SAID", ()))
     tokenizer = Tokenizer.bert_base_uncased()
     evaluations = {
         split: _evaluation(asked, split, request.limit, info or _any_model(asked), tokenizer)

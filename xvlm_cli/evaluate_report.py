@@ -167,14 +167,8 @@ def _presence_lines(presence: PresenceReport) -> list[str]:
     lines[0] += f"{presence.as_said.ece:.4f}"
     if presence.after is not None:
         lines[0] += f", with the temperature {presence.after.ece:.4f}"
-    parts = [("as said", presence.as_said.rows)]
-    if presence.after is not None:
-        parts.append(("with the temperature", presence.after.rows))
-    for name, rows in parts:
-        lines += table(
-            (name, "phrases", "mean said", "there"), [_bin(row) for row in rows if row.n]
-        )
-    return lines
+    rows = [_bin(row) for row in presence.as_said.rows if row.n]
+    return lines + table(("said", "phrases", "mean", "of them there"), rows)
 
 
 def _bin(row: ReliabilityBin) -> tuple[str, int, str, str]:

@@ -329,6 +329,37 @@ def test_a_pretrained_model_has_no_row_of_fine_tuned_ones(
     assert "the paper" not in xvlm(*words).out
 
 
+# ---------------------------------------------------------------------- other tasks
+
+
+def test_a_pretrained_model_retrieves_as_it_is(
+    xvlm: Run, pretrained: Path, world_store: Path
+) -> None:
+    words = ("evaluate", "retrieval", "--data", world_store, "--split", "train")
+    ran = xvlm(*words, "-c", pretrained, "-o", "r.jsonl", "--json").document()["result"]
+    assert {"text R@1", "image R@1", "text R@1 by similarity"} <= set(ran["scores"])
+    assert ran["scores"]["text R@1"]["n"] == 12
+    scored = xvlm(*words, "-p", "r.jsonl", "--json").document()["result"]
+    assert scored["scores"] == ran["scores"]
+
+
+def test_a_model_without_boxes_is_asked_by_its_heat_maps(
+    xvlm: Run, pretrained: Path, world_store: Path
+) -> None:
+    words = ("evaluate", "weak_grounding", "--data", world_store)
+    ran = xvlm(*words, "-c", pretrained, "-o", "w.jsonl", "--json").document()["result"]
+    scored = xvlm(*words, "-p", "w.jsonl", "--json").document()["result"]
+    assert scored["scores"] == ran["scores"]
+    assert "phrases with proposals" in ran["scores"]
+    rows = lines_of("w.jsonl")
+    for row in rows:
+        del row["found_by"], row["proposal_score"]
+    other = write_lines(Path("other.jsonl"), rows)
+    scores = xvlm(*words, "-p", other, "--json").document()["result"]["scores"]
+    assert scores["accuracy@0.5"] == ran["scores"]["accuracy@0.5"]
+    assert "phrases with proposals" not in scores, "how the boxes were found is not known"
+
+
 # ---------------------------------------------------------------------- several processes
 
 

@@ -96,6 +96,15 @@ def test_fields_of_other_tasks(tmp_path: Path, field: str, good: Any, bad: Any) 
         assert field in refusal(saved(tmp_path, {"id": "a", field: bad}), {field: None})
 
 
+def test_what_an_answer_may_say_besides(tmp_path: Path) -> None:
+    path = saved(tmp_path, line("a", proposal_score=None), line("b"), line("c", proposal_score=2))
+    found = read_answers(path, NONE, ("proposal_score",))
+    assert [a.fields.get("proposal_score", "no") for a in found.values()] == [None, "no", 2]
+    bad = saved(tmp_path, line("a", proposal_score="high"))
+    with pytest.raises(DataError, match="proposal_score that is not a finite number"):
+        read_answers(bad, NONE, ("proposal_score",))
+
+
 def test_ids_that_come_twice_are_all_named_with_their_lines(tmp_path: Path) -> None:
     told = refusal(saved(tmp_path, line("a"), line("b"), line("a"), line("b"), line("a")))
     assert "2 ids" in told

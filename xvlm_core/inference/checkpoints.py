@@ -31,12 +31,15 @@ _FITTING: dict[str, tuple[str, ...]] = {
     "weak_grounding": ("weak_grounding", "retrieval", "pretrain", "grounding"),
     "pretrain": ("pretrain",),
     "nlvr2": ("nlvr2",),
+    # A pre-trained model retrieves as it is: zero-shot.
+    "retrieval": ("retrieval", "pretrain"),
 }
 _NEEDED_HEADS: dict[str, tuple[str, ...]] = {
     "grounding": ("box", "matching"),
     PREDICT_GROUNDING: ("matching",),
     "weak_grounding": ("matching",),
     "nlvr2": ("statement",),
+    "retrieval": ("contrastive", "matching"),
 }
 _LIST = "xvlm ls runs  (lists the models that are there)"
 

@@ -107,14 +107,14 @@ def _box_scores(present: Sequence[Prediction], split: str) -> Scores:
     areas = (targets[:, 2:] - targets[:, :2]).prod(axis=1)
     sizes = np.array([size_of(area) for area in areas], dtype=object)
     for size, limits in (
-        ("small", "below 32 x 32"),
-        ("medium", "32 x 32 to 96 x 96"),
-        ("large", "from 96 x 96 on"),
+        ("small", "of less than 32 x 32 px"),
+        ("medium", "of 32 x 32 up to 96 x 96 px"),
+        ("large", "of 96 x 96 px or more"),
     ):
         if (sizes == size).any():
             columns[f"accuracy@0.5 [size: {size}]"] = (
                 np.where(sizes == size, hits, np.nan),
-                f"plain IoU, true box {limits} px of the original",
+                f"plain IoU, true box {limits} of the original",
             )
     spread = intervals({name: column for name, (column, _) in columns.items()}, _pictures(present))
     scores: Scores = {}

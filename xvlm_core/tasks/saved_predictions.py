@@ -34,12 +34,15 @@ class SavedAnswer:
     fields: dict[str, Any]
 
 
-def read_answers(path: Path, no_answer: Mapping[str, Any]) -> dict[str, SavedAnswer]:
+def read_answers(
+    path: Path, no_answer: Mapping[str, Any], also: Sequence[str] = ()
+) -> dict[str, SavedAnswer]:
     """The answers of a file, by id.
 
     Args:
         path: of the file.
         no_answer: the fields that an answer has.
+        also: fields that it may have.
 
     Raises:
         DataError: the file is missing or empty; a line is damaged, lacks a field or has a value
@@ -51,7 +54,7 @@ def read_answers(path: Path, no_answer: Mapping[str, Any]) -> dict[str, SavedAns
     for number, text in enumerate(_lines(path), start=1):
         if not text.strip():
             continue
-        name, fields = _answer(text, no_answer, f"{path}, line {number}")
+        name, fields = _answer(text, no_answer, also, f"{path}, line {number}")
         if name in found:
             again.setdefault(name, [found[name].line]).append(number)
         else:
@@ -85,7 +88,9 @@ def _lines(path: Path) -> Iterable[bytes]:
     return data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
 
 
-def _answer(text: bytes, no_answer: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+def _answer(
+    text: bytes, needed: Iterable[str], also: Iterable[str], where: str
+) -> tuple[str, dict[str, Any]]:
     """Id and answer of a line."""
     try:
         line = json.loads(text.decode("utf-8"), parse_constant=_no_number)
@@ -99,9 +104,10 @@ def _answer(text: bytes, no_answer: Mapping[str, Any], where: str) -> tuple[str,
     if not isinstance(name, str):
         raise _bad("has no id (a text)", where)
     fields = {}
-    for field in no_answer:
+    for field in needed:
         if field not in line:
             raise _bad(f"has no {field} (id {_short(name)})", where)
+    for field in (*needed, *(field for field in also if field in line)):
         problem = _CHECKS.get(field, _anything)(line[field])
         if problem:
             raise _bad(f"has a {field} that is {problem} (id {_short(name)})", where)
@@ -151,6 +157,10 @@ def _count(value: object) -> str | None:
     return None if is_count else "not a whole number from 0 on"
 
 
+def _number_or_none(value: object) -> str | None:
+    return None if value is None or _is_number(value) else "not a finite number or null"
+
+
 def _anything(value: object) -> str | None:
     return None
 
@@ -158,6 +168,7 @@ def _anything(value: object) -> str | None:
 _CHECKS: dict[str, Callable[[object], str | None]] = {
     "box_xyxy_px": _box,
     "probability": _probability,
+    "proposal_score": _number_or_none,
     "ranking": _texts,
     "by_similarity": _texts,
     "scores": _numbers,

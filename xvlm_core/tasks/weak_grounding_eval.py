@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -58,6 +58,9 @@ class WeakGroundingEvaluation(GroundingEvaluation):
             phrase before, as released (official.md 6, row 9); the first one is missed.
         **kwargs: of :class:`GroundingEvaluation`.
     """
+
+    ALSO_SAID: ClassVar[tuple[str, ...]] = ("found_by", "proposal_score")
+    """What a saved answer may have beside the box: those of other programs do not."""
 
     def __init__(
         self,
@@ -206,11 +209,11 @@ def _proposal_scores(present: Sequence[Prediction], split: str) -> Scores:
         is_hit = iou_plain(some[:, None], right[None]).max(axis=1, initial=0.0)
         hits.append(accuracy_at(is_hit) if len(some) else 0.0)
         best.append(float(is_hit.max(initial=0.0)))
-    scores: Scores = {
-        "phrases with proposals": Score(
+    scores: Scores = {}
+    if any("found_by" in p for p in present):
+        scores["phrases with proposals"] = Score(
             sum(chosen) / n, split, "the others: what is hot in the map", n
         )
-    }
     if any(dead):
         scores["phrases without heat"] = Score(
             sum(dead) / n, split, "no proposal has a score above 0: the best one all the same", n
