@@ -69,7 +69,7 @@ def test_accuracy_consistency_and_majority_of_hand_made_answers() -> None:
         answer("b", False, 0.1, "s"),
         answer("c", True, 0.5, "t"),
         answer("d", True, 0.49, "t"),
-        answer("e", False, 0.5, None),
+        answer("e", False, 0.51, None),
         answer("f", True, None, "u"),
     ]
     scores = score(made, "val")

@@ -75,6 +75,7 @@ def test_the_loss_is_that_of_the_pictures_that_were_drawn(
 
 def test_the_projection_that_others_are_drawn_by_does_not_learn(root: Path) -> None:
     task, model, batch = built(root)
+    assert not any(p.requires_grad for p in model.vision_proj.parameters())
     before = model.vision_proj.weight.clone()
     optim = task.recipe.optim
     groups = parameter_groups(model, optim, larger_lr_names=model.larger_lr_names)
