@@ -22,6 +22,7 @@ from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
 from xvlm_core.data.text import EmptyTextError, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
+from xvlm_core.metrics.bootstrap import interval
 from xvlm_core.models.nlvr2 import NLVR2
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.tasks.base import Batch, Prediction, Score, Scores
@@ -270,8 +271,13 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
         return {}
     n = len(predictions)
     right = {p["id"]: _is_right(p) for p in predictions}
+    # what is drawn again for the intervals: the pairs of one sentence together
+    drawn = [p["group"] or p["id"] for p in predictions]
+    spread = interval([right[p["id"]] for p in predictions], drawn)
     scores: Scores = {
-        SELECTION: Score(sum(right.values()) / n, split, "true from 0.5 on, each pair once", n)
+        SELECTION: Score(
+            sum(right.values()) / n, split, "true from 0.5 on, each pair once", n, interval=spread
+        )
     }
     groups: dict[str, bool] = {}
     for p in predictions:
@@ -283,6 +289,7 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
             split,
             "sentences right about all of their pairs",
             len(groups),
+            interval=interval(list(groups.values()), list(groups)),
         )
     true = sum(bool(p["label"]) for p in predictions)
     scores["baseline: majority"] = Score(

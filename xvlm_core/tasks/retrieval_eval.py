@@ -30,6 +30,7 @@ from xvlm_core.data.store import Store
 from xvlm_core.data.text import EmptyTextError, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import CheckpointError
+from xvlm_core.metrics.bootstrap import intervals
 from xvlm_core.metrics.recall import best_ranks, recall_at
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.text import OnePicture, TextStates
@@ -392,10 +393,13 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
         for direction, queries in asked.items():
             ranks = best_ranks([q[field_name] for q in queries], [q["right"] for q in queries])
             how = _convention(direction, queries, reranked=not suffix)
+            # what is drawn again for the intervals: a picture with all its texts
+            drawn = [q["id"] if q["text"] is None else q["right"][0] for q in queries]
+            spread = intervals({f"{k}": ranks < k for k in RECALL_AT}, drawn)
             for k in RECALL_AT:
                 values.append(recall_at(ranks, k))
                 name = f"{direction} R@{k}{suffix}"
-                scores[name] = Score(values[-1], split, how, len(queries))
+                scores[name] = Score(values[-1], split, how, len(queries), interval=spread[f"{k}"])
         mean = sum(values) / len(values)
         how = "mean of the six recalls" + (", similarity alone" if suffix else ", re-ranked")
         scores[SELECTION + suffix] = Score(mean, split, how, len(predictions))

@@ -1,0 +1,67 @@
+"""The figures of each task come with an interval over what was drawn together."""
+
+from __future__ import annotations
+
+import pytest
+
+from xvlm_core.tasks import nlvr2_eval, retrieval_eval
+from xvlm_core.tasks.base import Prediction
+
+
+def test_pairs_of_a_sentence_are_drawn_together() -> None:
+    """100 sentences of four pairs each, all pairs of a sentence right, or none."""
+    made: list[Prediction] = [
+        {
+            "id": f"{sentence}-{pair}",
+            "label": True,
+            "group": str(sentence),
+            "probability": float(sentence % 2),
+        }
+        for sentence in range(100)
+        for pair in range(4)
+    ]
+    together = nlvr2_eval.score(made, "val")
+    half = 1.96 * (0.25 / 100) ** 0.5
+    assert together["accuracy"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
+    assert together["consistency"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
+    alone = nlvr2_eval.score([{**p, "group": None} for p in made], "val")
+    half = 1.96 * (0.25 / 400) ** 0.5
+    assert alone["accuracy"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.01)
+    assert together["baseline: majority"].interval is None
+
+
+def test_texts_of_a_picture_are_drawn_together() -> None:
+    """100 pictures of five texts each; the texts of every other one find their picture."""
+    common = {"by_similarity": [], "candidates": 1, "among": 100}
+    pictures = [f"p{n}" for n in range(100)]
+    made: list[Prediction] = [
+        {
+            "id": p,
+            "text": None,
+            "right": [f"{p}#{k}" for k in range(5)],
+            "ranking": [f"{p}#3"],
+            **common,
+        }
+        for p in pictures
+    ]
+    made += [
+        {
+            "id": f"{p}#{k}",
+            "text": "a text",
+            "right": [p],
+            "ranking": [p if n % 2 else "p0", p],
+            **common,
+        }
+        for n, p in enumerate(pictures)
+        if n
+        for k in range(5)
+    ]
+    scores = retrieval_eval.score(made, "test")
+    half = 1.96 * (0.25 / 99) ** 0.5
+    assert scores["image R@1"].value == pytest.approx(50 / 99)
+    assert scores["image R@1"].interval == pytest.approx(
+        (50 / 99 - half, 50 / 99 + half), abs=0.025
+    )
+    assert scores["image R@5"].interval == (1, 1)
+    assert scores["text R@1"].interval == (1, 1)
+    assert scores["text R@1 by similarity"].interval == (0, 0)
