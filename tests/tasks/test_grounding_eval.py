@@ -355,3 +355,25 @@ def test_accuracies_have_an_interval_over_pictures() -> None:
     assert scores["baseline: random object"].interval is None
     one_picture = score([{**p, "image": "0.jpg"} for p in made], "val")
     assert one_picture["accuracy@0.5"].interval is None
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_any_number_of_ranks_has_the_same_figures(store: Store, world: int) -> None:
+    """Five pictures divide by none of them; seven ranks leave some without any."""
+    model, one = tiny_model(), evaluation([store], batch_pictures=2)
+
+    def answers(ranks: int) -> list[Prediction]:
+        shares = [list(one.validation(rank, ranks)) for rank in range(ranks)]
+        with torch.no_grad():
+            return [p for share in shares for batch in share for p in predict(model, batch)]
+
+    alone, together = answers(1), answers(world)
+    assert [p["id"] for p in together] == [p["id"] for p in alone]
+    ours, theirs = one.score(together), one.score(alone)
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert ours[name].n == theirs[name].n
+        if name.startswith(("accuracy", "false alarms", "baseline")):
+            assert ours[name] == theirs[name], "to the last digit"
+        else:
+            assert ours[name].value == pytest.approx(theirs[name].value, abs=1e-6)
