@@ -30,12 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With ``-n N --dist loadgroup`` a file stays in one process: its fixtures are made once.
 
-    The properties count their cases over the whole folder.
+    The properties count their cases over the whole folder; tests of several processes, which look
+    at the clock, run one after the other.
     """
     for item in items:
-        folder = item.path.parent
-        group = folder if folder.name == "properties" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(REPOSITORY))))
+        folder, name = item.path.parent.name, item.path.name
+        group = str(item.path.relative_to(REPOSITORY))
+        if folder in ("faults", "train") or name in ("test_launching.py", "test_bad_training.py"):
+            group = "processes"
+        elif folder == "properties":
+            group = folder
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def golden_root_of(config: pytest.Config) -> Path | None:

@@ -17,7 +17,7 @@ def test_the_prediction_is_within_15_percent_of_a_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case = memory.case("tiny", 64)
-    result = memory.measure(case, tmp_path, steps=2, with_needed=False)
+    result = memory.measure(case, tmp_path, steps=6, with_needed=False)  # it grows at first
     assert result.predicted > 1.2 * 700e6, "more than a process that has torch and does nothing"
     assert 0.85 < result.ratio < 1.15
     assert result.needed is None
