@@ -54,6 +54,17 @@ def test_another_seed_is_another_world(tmp_path: Path) -> None:
     assert one != two
 
 
+def test_pairs_alone_are_those_that_stand_beside_single_pictures(
+    tmp_path: Path, prepare_store: Prepare
+) -> None:
+    both = prepare_store("world", {**SMALL, "pairs": 3}).records
+    alone = prepare_store("world", {**SMALL, "pairs": 3, "pairs_only": True}).records
+    assert alone
+    assert alone == [record for record in both if len(record.images) == 2]
+    with pytest.raises(UsageError, match="without pairs"):
+        prepare_store("world", {**SMALL, "pairs": 0, "pairs_only": True})
+
+
 def test_pairs_refer_to_pictures_that_are_there(tmp_path: Path, prepare_store: Prepare) -> None:
     done = prepare_store("world", {**SMALL, "pairs": 100})
     store = Store.open(tmp_path / "store-0")

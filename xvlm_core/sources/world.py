@@ -140,17 +140,21 @@ def plan(options: dict[str, Any]) -> Plan:
     if not any(sizes.values()):
         raise UsageError("a world without pictures", try_="--train 1000")
     seed, size = options["seed"], options["size"]
+    singles = {} if options["pairs_only"] else sizes
+    pairs = {split: min(options["pairs"], n // 2) for split, n in sizes.items()}
+    if not singles and not any(pairs.values()):
+        raise UsageError("a world without pairs", try_="--pairs-only --pairs 1000 --train 2000")
 
     def events() -> Iterator[Event]:
-        for split, n in sizes.items():
+        for split, n in singles.items():
             for index in range(n):
                 yield _ToDraw(seed, split, index, size, proposals=options["proposals"])
-        for split, n in sizes.items():
-            for index in range(min(options["pairs"], n // 2)):
+        for split, n in pairs.items():
+            for index in range(n):
                 yield _ToDraw(seed, split, index, size, pair=True)
 
-    pairs = sum(min(options["pairs"], n // 2) for n in sizes.values())
-    return Plan(events(), None, (), sum(sizes.values()) + pairs, shard_records=_SHARD)
+    total = sum(singles.values()) + sum(pairs.values())
+    return Plan(events(), None, (), total, shard_records=_SHARD)
 
 
 SOURCE = Source(
@@ -162,6 +166,7 @@ SOURCE = Source(
         Option("test", int, "pictures of the split test", 200, minimum=0),
         Option("unseen", int, "pictures with unseen combinations", 200, minimum=0),
         Option("pairs", int, "pairs with a statement, a split (at most half)", 0, minimum=0),
+        Option("pairs_only", bool, "leave out the records of single pictures", False),
         Option("proposals", bool, "also the true boxes of all things, as of a detector", False),
         Option("seed", int, "another seed, another world", 0, minimum=0),
         Option("size", int, "side of the pictures in pixels", 128, minimum=16, maximum=4096),
