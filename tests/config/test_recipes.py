@@ -16,6 +16,8 @@ from xvlm_core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPECTED = [
+    "finetune/coco-retrieval",
+    "finetune/flickr30k",
     "finetune/nlvr2",
     "finetune/refcoco",
     "finetune/refcoco+",
@@ -23,6 +25,7 @@ EXPECTED = [
     "finetune/refcocog",
     "finetune/world",
     "finetune/world-nlvr2",
+    "finetune/world-retrieval",
     "finetune/world-weak",
     "pretrain/16m",
     "pretrain/16m-released",
@@ -301,3 +304,31 @@ def test_extra_box_pretraining_has_the_released_values() -> None:
     weights = {name: loss.weight for name, loss in recipe.losses}
     assert (weights["box_l1"], weights["box_giou"]) == (1, 1)
     assert weights["contrastive"] == weights["matching"] == weights["masked_lm"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "store", "pairs", "k"),
+    [
+        ("coco-retrieval", "coco-karpathy", 566_747, 256),
+        ("flickr30k", "flickr30k", 145_000, 128),
+    ],
+)
+def test_retrieval_has_the_released_values(name: str, store: str, pairs: int, k: int) -> None:
+    """official.md 3.1."""
+    recipe = resolve(f"finetune/{name}").recipe
+    data, optim, schedule = recipe.data, recipe.optim, recipe.schedule
+    assert recipe.task == "retrieval"
+    assert data.images is not None
+    assert data.images.stores == data.validation == (store,)
+    assert data.images.batch_size == 20 * recipe.official_ranks == 160
+    assert (data.size, data.validation_split) == (pairs, "val")
+    assert recipe.train.evaluate_every == -(-pairs // data.images.batch_size), "every epoch"
+    shape = recipe.model.shape()
+    assert (shape.vision.image_size, shape.vision.window_size) == (384, 12)
+    assert recipe.scoring.candidates == k
+    assert (recipe.text.max_words, recipe.text.max_tokens) == (30, 40)
+    assert (optim.lr, optim.lr_mult, optim.weight_decay, optim.clip_norm) == (3e-5, 1.0, 0.01, None)
+    assert (schedule.kind, schedule.epochs, schedule.warmup) == ("linear", 10, 0.1)
+    assert {recipe.losses.contrastive.weight, recipe.losses.matching.weight} == {1.0}
+    assert recipe.init.checkpoint == "newest-pretrain"
+    assert recipe.train.precision == "fp32"
