@@ -32,13 +32,21 @@ if TYPE_CHECKING:
     from xvlm_core.weights.folder import ModelInfo
 
 
+_TASKS = ("grounding", "weak_grounding", "retrieval", "nlvr2")
+
+
+def _complete(incomplete: str) -> list[str]:
+    tasks = [task for task in _TASKS if task.startswith(incomplete)]
+    return [*tasks, *(name for name in complete_finetune(incomplete) if name not in tasks)]
+
+
 def evaluate(
     task: Annotated[
         str,
         typer.Argument(
             help="grounding, weak_grounding, retrieval, nlvr2, or a recipe of fine-tuning (its "
             "validation store).",
-            autocompletion=complete_finetune,
+            autocompletion=_complete,
         ),
     ],
     words: Annotated[

@@ -207,7 +207,9 @@ def complete(words: str, **environ: str) -> list[str]:
 def test_completion_knows_verbs_recipes_and_runs(tmp_path: Path) -> None:
     assert complete("xvlm fine") == ["finetune"]
     assert complete("xvlm pretrain --recipe 1") == ["16m", "16m-released"]
-    assert complete("xvlm finetune ref") == ["refcoco", "refcoco+", "refcocog"]
+    recipes = ["refcoco", "refcoco+", "refcoco+-weak", "refcocog"]
+    assert complete("xvlm finetune ref") == recipes
+    assert complete("xvlm evaluate re") == ["retrieval", *recipes]
     run = tmp_path / "pretrain-x"
     run.mkdir()
     (run / "run.json").write_text("{}")

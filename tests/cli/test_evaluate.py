@@ -380,8 +380,11 @@ def test_processes_of_torchrun_share_the_work_and_one_speaks(
     )
     for name, value in {**common, "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    result = xvlm(*words, "-o", "both.jsonl").document()["result"]
-    out, err = other.communicate(timeout=150)
+    try:
+        result = xvlm(*words, "-o", "both.jsonl").document()["result"]
+        out, err = other.communicate(timeout=150)
+    finally:
+        other.kill()
     assert (other.returncode, out) == (0, ""), err
     assert "answers" not in err, "one of them says which model it is"
     assert result["scores"]["accuracy@0.5"] == alone["scores"]["accuracy@0.5"]
