@@ -22,7 +22,7 @@ from torch import Tensor
 
 from xvlm_core.data.boxes import clip_box_xyxy_px, cxcywh_to_xyxy
 from xvlm_core.data.images import PictureError, read_picture
-from xvlm_core.errors import CheckpointError
+from xvlm_core.errors import CheckpointError, DataError
 from xvlm_core.inference.reading import (
     Picture,
     ReadText,
@@ -85,6 +85,14 @@ class Searched:
     """Answers to each text, and pictures of the index that could not be read again."""
 
     answers: tuple[tuple[Match, ...], ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Answers for each picture, None for one that cannot be read, and a line for each of those."""
+
+    answers: tuple[tuple[Match, ...] | None, ...]
     problems: tuple[str, ...]
 
 
@@ -213,7 +221,7 @@ class Retriever:
         top: int | None = None,
         *,
         region: bool = False,
-    ) -> list[tuple[Match, ...]]:
+    ) -> Ranked:
         """The given texts of each picture, the most probable first.
 
         The cross encoder looks at the ``max(top, CANDIDATES)`` most similar texts of a picture; the
@@ -224,41 +232,61 @@ class Retriever:
             texts: of each picture those to choose from.
             top: answers for each picture; None: all its texts.
             region: also say which part of the picture each text is.
-
-        Raises:
-            DataError: a picture cannot be read.
         """
-        asked_all = [text for some in texts for text in some]
-        if not asked_all:
-            return [() for _ in texts]
-        asked = self._encode_texts(asked_all)
+        all_texts = [text for some in texts for text in some]
+        if not all_texts:
+            return Ranked(tuple(() for _ in texts), ())
+        asked = self._encode_texts(all_texts)
         distinct = iter(asked.distinct)
         texts_of = [[next(distinct) for _ in some] for some in texts]
-        limit = max(top or 0, CANDIDATES)
-        answers: list[tuple[Match, ...]] = []
+        answers: list[tuple[Match, ...] | None] = [None] * len(pictures)
+        problems: list[str] = []
         for start in range(0, len(pictures), BATCH):
-            images = [upright_rgb(picture) for picture in pictures[start : start + BATCH]]
-            patches_IPS = self._patches(images)
-            similarity_IB = self._vectors(patches_IPS) @ asked.vectors_BE.T
-            similarities = [
-                similarity_B[texts_of[start + row]]
-                for row, similarity_B in enumerate(similarity_IB)
+            numbers, images = [], []
+            for number in range(start, min(start + BATCH, len(pictures))):
+                try:
+                    images.append(upright_rgb(pictures[number]))
+                except DataError as error:
+                    problems.append(error.what)
+                    continue
+                numbers.append(number)
+            if images:
+                asked_now = [texts_of[number] for number in numbers]
+                ranked = self._rank_batch(images, asked, asked_now, top, region=region)
+                for number, row in zip(numbers, ranked, strict=True):
+                    answers[number] = row
+        return Ranked(tuple(answers), tuple(problems))
+
+    def _rank_batch(
+        self,
+        images: Sequence[Image.Image],
+        asked: _Texts,
+        texts_of: Sequence[Sequence[int]],
+        top: int | None,
+        *,
+        region: bool,
+    ) -> list[tuple[Match, ...]]:
+        patches_IPS = self._patches(images)
+        similarity_IB = self._vectors(patches_IPS) @ asked.vectors_BE.T
+        limit = max(top or 0, CANDIDATES)
+        similarities = [
+            similarity_B[list(texts)]
+            for similarity_B, texts in zip(similarity_IB, texts_of, strict=True)
+        ]
+        orders: list[list[int]] = [np.argsort(-s, kind="stable").tolist() for s in similarities]
+        wanted = [
+            [texts[place] for place in order[:limit]]
+            for texts, order in zip(texts_of, orders, strict=True)
+        ]
+        looked = self._look(asked.states, patches_IPS, wanted)
+        answers: list[tuple[Match, ...]] = []
+        for image, similarity, order, row in zip(images, similarities, orders, looked, strict=True):
+            scored = [
+                (one.log_odds, _match(place, similarity[place], one, image, region=region))
+                for place, one in zip(order[:limit], row, strict=True)
             ]
-            orders: list[list[int]] = [np.argsort(-s, kind="stable").tolist() for s in similarities]
-            wanted = [
-                [texts_of[start + row][place] for place in order[:limit]]
-                for row, order in enumerate(orders)
-            ]
-            looked = self._look(asked.states, patches_IPS, wanted)
-            for image, similarity, order, row in zip(
-                images, similarities, orders, looked, strict=True
-            ):
-                scored = [
-                    (one.log_odds, _match(place, similarity[place], one, image, region=region))
-                    for place, one in zip(order[:limit], row, strict=True)
-                ]
-                rest = [Match(place, float(similarity[place]), None) for place in order[limit:]]
-                answers.append((*_ranked(scored), *rest)[:top])
+            rest = [Match(place, float(similarity[place]), None) for place in order[limit:]]
+            answers.append((*_ranked(scored), *rest)[:top])
         return answers
 
     # ------------------------------------------------------------------ the model
