@@ -22,7 +22,8 @@ SUFFIXES = (
 ANNOTATED = ".grounded.png"
 EXPLAINED = ".explained.png"
 JUDGED = ".judged.png"
-_OURS = (ANNOTATED, EXPLAINED, JUDGED)
+RETRIEVED = ".retrieved.png"
+OURS = (ANNOTATED, EXPLAINED, JUDGED, RETRIEVED)
 MARK = "xvlm.predict/1"
 _GLOB = re.compile(r"[*?\[]")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -95,7 +96,7 @@ def inputs_of(word: str, out: Output) -> list[Path] | None:
     is_picture_name = path.suffix.lower() in SUFFIXES
     if _GLOB.search(word):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        files = [file for file in found if file.is_file() and not file.name.endswith(_OURS)]
+        files = [file for file in found if file.is_file() and not file.name.endswith(OURS)]
         if files:
             return files
         if is_picture_name or ("*" in word and "/" in word):
@@ -122,7 +123,7 @@ def inputs_of(word: str, out: Output) -> list[Path] | None:
 
 def _in_folder(folder: Path, out: Output) -> list[Path]:
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
-    pictures = [file for file in files if not file.name.endswith(_OURS)]
+    pictures = [file for file in files if not file.name.endswith(OURS)]
     if len(files) > len(pictures):
         out.note(f"{folder}: {len(files) - len(pictures)} annotated pictures are left out")
     if not pictures:

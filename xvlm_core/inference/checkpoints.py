@@ -23,6 +23,9 @@ BUILTIN = "builtin"
 PREDICT_GROUNDING = "predict grounding"
 """Finding phrases, with a box head or, where the model learnt without boxes, by a heat map."""
 
+PREDICT_RETRIEVAL = "predict retrieval"
+"""Searching: all that has vectors of pictures and texts, and a matching head."""
+
 _FITTING: dict[str, tuple[str, ...]] = {
     # A pre-trained model has the box and the matching head too.
     "grounding": ("grounding", "pretrain"),
@@ -33,6 +36,7 @@ _FITTING: dict[str, tuple[str, ...]] = {
     "nlvr2": ("nlvr2",),
     # A pre-trained model retrieves as it is: zero-shot.
     "retrieval": ("retrieval", "pretrain"),
+    PREDICT_RETRIEVAL: ("retrieval", "pretrain", "weak_grounding"),
 }
 _NEEDED_HEADS: dict[str, tuple[str, ...]] = {
     "grounding": ("box", "matching"),
@@ -40,6 +44,7 @@ _NEEDED_HEADS: dict[str, tuple[str, ...]] = {
     "weak_grounding": ("matching",),
     "nlvr2": ("statement",),
     "retrieval": ("contrastive", "matching"),
+    PREDICT_RETRIEVAL: ("contrastive", "matching"),
 }
 _LIST = "xvlm ls runs  (lists the models that are there)"
 
