@@ -11,8 +11,6 @@ import pytest
 # costs 5 s each time, and more than a second makes the tests of silent ranks fail
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of that
-if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken: by the other workers
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN_CASES = REPOSITORY / "tests" / "golden" / "cases"
@@ -24,23 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder of recorded cases (default: ../shared/golden where present)",
     )
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n N --dist loadgroup`` a file stays in one process: its fixtures are made once.
-
-    The properties count their cases over the whole folder; tests of several processes, which look
-    at the clock, run one after the other.
-    """
-    for item in items:
-        folder, name = item.path.parent.name, item.path.name
-        group = str(item.path.relative_to(REPOSITORY))
-        if folder in ("faults", "train") or name in ("test_launching.py", "test_bad_training.py"):
-            group = "processes"
-        elif folder == "properties":
-            group = folder
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def golden_root_of(config: pytest.Config) -> Path | None:

@@ -23,7 +23,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterato
 
 @pytest.fixture
 def uploaded(hub: Hub, model: Path) -> Hub:
-    hub.add(ID, {path.name: path.read_bytes() for path in model.iterdir()})
+    hub.add(ID, {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()})
     return hub
 
 

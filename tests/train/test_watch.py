@@ -94,7 +94,7 @@ def leave(watch: Watch, rank: int) -> None:
 
 
 def die(watch: Watch, rank: int) -> None:
-    time.sleep(0.5)
+    time.sleep(1.5)  # the others have heard of it
     os.kill(os.getpid(), signal.SIGKILL)
 
 
