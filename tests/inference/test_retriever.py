@@ -189,8 +189,8 @@ def test_many_texts_in_one_call_share_the_encoders(
     assert together.texts == 60, "each text once"
     assert one_by_one.pictures >= 10 * together.pictures
     assert one_by_one.pairs == together.pairs == 60 * 20
-    # keys and values of a picture are made in one call, or two where a call is full
-    assert sum(together.fuse_calls) <= 20 + len(together.fuse_calls)
+    # keys and values of a picture are made once: two pictures with their sixty texts a call
+    assert together.fuse_calls == [2] * 10
     assert sum(one_by_one.fuse_calls) == 60 * 20
 
 
@@ -279,6 +279,7 @@ def test_many_pictures_in_one_call_share_the_texts(
     with counted(retriever, monkeypatch) as counts:
         retriever.rank(files, [texts] * len(files))
     assert (counts.pictures, counts.texts, counts.pairs) == (20, 16, 20 * 16)
+    assert counts.fuse_calls == [8, 8, 4], "pictures share a call as long as it has room"
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(

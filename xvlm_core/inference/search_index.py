@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ FAISS_FROM = 100_000
 _MANIFEST = "index.json"
 _VECTORS, _VECTORS_ENDING, _LOCK = "vectors-", ".safetensors", ".lock"
 _ROWS_AT_ONCE, _QUERIES_AT_ONCE = 65_536, 256
-_READS = 5
+_READS, _PAUSE_SECONDS = 100, 0.02
 _PARTS = ("vision.", "vision_proj.")
 """Parameters that make the vector of a picture."""
 
@@ -193,6 +194,7 @@ class IndexFolder:
                 # between the two reads another process wrote a newer state: read that
                 if self._read_file(_MANIFEST) == manifest:
                     raise self._damaged("its file of vectors is missing") from None
+                time.sleep(_PAUSE_SECONDS)
         raise self._damaged("it changes faster than it can be read")
 
     def write(self, index: SearchIndex, builder: Builder) -> None:
@@ -235,7 +237,7 @@ class IndexFolder:
             self.place.mkdir(parents=True, exist_ok=True)
             probe = self.place / f".{_VECTORS}{os.getpid()}"
             probe.write_bytes(b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another writer may have cleaned it away
         except OSError as error:
             raise self._unwritable(error) from error
 
