@@ -132,7 +132,8 @@ class Watch:
         self.beat(where)
         self._pulse.holding = True
         if self._pulses is not None:
-            self._pulses.publish(self._timing.heartbeat)
+            # worth a wait: once the interpreter is held, nobody can be told
+            self._pulses.publish(self._timing.gone / 4)
         try:
             yield
         finally:
