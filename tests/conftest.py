@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a busy machine makes one case of a property slow, which says nothing of the property
+settings.register_profile("xvlm", deadline=None)
+settings.load_profile("xvlm")
 
 # torch looks up the name of every address that it connects to; a name server that does not answer
 # costs 5 s each time, and more than a second makes the tests of silent ranks fail
