@@ -28,6 +28,7 @@ from xvlm_core.tasks.base import Prediction
 from xvlm_core.tasks.retrieval_eval import RetrievalEvaluation, score
 from xvlm_core.tasks.retrieval_passes import PairsBatch, match_scores
 from xvlm_core.tasks.retrieval_ranking import Candidates, Found
+from xvlm_core.tasks.saved_predictions import join, read_answers
 from xvlm_core.train.evaluation import Evaluated, evaluate
 from xvlm_core.train.ranks import Ranks
 from xvlm_core.weights.folder import ModelInfo
@@ -283,6 +284,17 @@ def test_the_figures_are_the_same_to_the_last_digit_on_any_number_of_ranks(tmp_p
             assert isinstance(found, Evaluated), found
             assert found.scores == whole.scores
             assert found.predictions == whole.predictions
+
+
+def test_answers_of_few_candidates_can_be_saved_and_scored(tmp_path: Path) -> None:
+    evaluation = evaluation_of(write(tmp_path), candidates=1)
+    whole = answers(model_of(), evaluation)
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(json.dumps(p) for p in whole.predictions), encoding="utf-8")
+    assert "null" in file.read_text(encoding="utf-8"), "ranked by similarity alone"
+    read = read_answers(file, RetrievalEvaluation.NO_ANSWER)
+    joined = join(file, read, [evaluation.references()], RetrievalEvaluation.NO_ANSWER)
+    assert evaluation.score(joined.predictions[0]) == whole.scores
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 9])

@@ -64,6 +64,7 @@ def test_a_mark_of_the_byte_order_and_windows_line_ends_are_no_damage(tmp_path: 
         (line("b", box_xyxy_px=[0, 0, 1, "1"]), "not four finite numbers"),
         (line("b", box_xyxy_px=[0, 0, 1, True]), "not four finite numbers"),
         (line("b", box_xyxy_px=None), "not four finite numbers"),
+        (line("b", box_xyxy_px=[0, 0, 1, 10**400]), "not four finite numbers"),
         (b'{"id": "b", "probability": 1, "box_xyxy_px": [0, 0, 1, 1e999]}', "not four finite"),
         (line("b", box_xyxy_px=[0, 0, 1, 1e300]), "farther out"),
         (line("b", box_xyxy_px=[50, 50, 10, 10]), "x1 <= x2"),

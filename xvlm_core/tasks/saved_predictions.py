@@ -124,7 +124,12 @@ def _no_number(text: str) -> float:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def _box(value: object) -> str | None:
@@ -152,6 +157,11 @@ def _numbers(value: object) -> str | None:
     return None if is_list else "not a list of finite numbers"
 
 
+def _numbers_or_none(value: object) -> str | None:
+    is_list = isinstance(value, list) and all(one is None or _is_number(one) for one in value)
+    return None if is_list else "not a list of finite numbers and nulls"
+
+
 def _count(value: object) -> str | None:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return None if is_count else "not a whole number from 0 on"
@@ -171,7 +181,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "proposal_score": _number_or_none,
     "ranking": _texts,
     "by_similarity": _texts,
-    "scores": _numbers,
+    "scores": _numbers_or_none,  # null: ranked by similarity, not scored
     "similarities": _numbers,
     "candidates": _count,
     "among": _count,
