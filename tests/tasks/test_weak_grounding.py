@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tasks.recipes import grounding_recipe, merged, records, store, write_stores
+from tests.tasks.recipes import BOXES, grounding_recipe, merged, records, store, write_stores
 from xvlm_core.config.resolve import resolve
 from xvlm_core.data import augment
 from xvlm_core.data.batches import PretrainBatch
 from xvlm_core.data.records import Record, Region
 from xvlm_core.errors import ConfigError
 from xvlm_core.models.xvlm import XVLM
+from xvlm_core.objectives.contrastive import same_picture
 from xvlm_core.sources.prepare import prepare
 from xvlm_core.sources.world import stand_in
 from xvlm_core.tasks.base import Moment
@@ -86,6 +87,25 @@ def test_boxes_play_no_part_in_training(root: Path) -> None:
     assert set(losses[0]) == {"contrastive", "matching"}
     for name, value in losses[0].items():
         assert torch.equal(value, losses[1][name])
+
+
+def test_expressions_of_one_picture_belong_together_where_each_is_a_record(root: Path) -> None:
+    first, second, *_ = records(root / "pictures", 7)
+    twin = dataclasses.replace(
+        first, id="another expression", regions=(Region("a thing", BOXES[1], "phrase"),)
+    )
+    store(root, "expressions", [first, twin, second])
+    regions = {"stores": ["expressions"], "max_images": 3, "max_regions": 1}
+    for compat in ("none", "official"):
+        task = task_of(root, compat=compat, data={"regions": regions, "validation": []})
+        (batch,) = task.feed().batches(1)
+        assert batch.keys_B3 is not None
+        ids = batch.record_ids
+        together = {
+            frozenset((ids[a], ids[b])) for a, b in same_picture(batch.keys_B3).nonzero().tolist()
+        }
+        assert frozenset((first.id, twin.id)) in together
+        assert not any(second.id in pair and len(pair) > 1 for pair in together)
 
 
 def test_every_phrase_comes_once_at_most_and_all_in_turn(root: Path) -> None:

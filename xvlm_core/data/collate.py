@@ -41,7 +41,7 @@ def fraction_cxcywh(box_xyxy_px: BoxXYXY, side: int) -> tuple[float, float, floa
 def meaning_keys(
     texts: Sequence[SampleText],
     picture_of_text: Sequence[int],
-    record_of_text: Sequence[str],
+    whole_of_text: Sequence[str],
     *,
     part: int = 0,
 ) -> Tensor:
@@ -49,24 +49,24 @@ def meaning_keys(
 
     Texts that share the number of a column, if it is not 0, are no negatives of each other: the
     same words; the same patches of the same picture (a box over all patches is the whole picture);
-    the whole of the same record, whatever the crop. Numbers can be compared between the parts of
+    the whole of the same picture, whatever the crop. Numbers can be compared between the parts of
     an update, also those of other processes.
 
     Args:
         texts: B texts.
         picture_of_text: number of the picture of each; one picture in two crops has two numbers.
-        record_of_text: the record of each.
+        whole_of_text: what tells the whole picture of each from others: its record, or its name.
         part: that the texts are in: numbers of pictures count from 0 in each.
     """
     rows = []
-    for text, picture, record in zip(texts, picture_of_text, record_of_text, strict=True):
+    for text, picture, name in zip(texts, picture_of_text, whole_of_text, strict=True):
         whole = text.mask_P is None or text.mask_P.all()
         patches = b"" if whole or text.mask_P is None else text.mask_P.tobytes()
         rows.append(
             (
                 _number("words", text.words),
                 _number("patches", part, picture, patches),
-                _number("record", record) if text.mask_P is None else 0,
+                _number("record", name) if text.mask_P is None else 0,
             )
         )
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
@@ -118,8 +118,8 @@ def pretrain_batch(
             label += list(text.masked.labels)
     keys_B3 = None
     if not compat_official:
-        records = [samples[i].record_id for i in picture_of_text]
-        keys_B3 = meaning_keys(texts, picture_of_text, records, part=part)
+        wholes = [samples[i].picture_id or samples[i].record_id for i in picture_of_text]
+        keys_B3 = meaning_keys(texts, picture_of_text, wholes, part=part)
     absent = [(i, text) for i, sample in enumerate(samples) for text in sample.absent]
     return PretrainBatch(
         pictures_ICHW=pictures_of(samples),

@@ -205,31 +205,30 @@ class PretrainFeed:
         return augment.generator(self.recipe.seed, step, "batch", f"texts {part}")
 
 
-class CaptionFeed:
-    """Pictures with one of their captions each: one update a step.
+class StreamFeed:
+    """One stream, one update a step; subclasses make the batch.
 
-    In each pass over the pictures a picture comes with the next of its captions, in an order of
-    its own: all come once before one comes again.
+    Args:
+        recipe: resolved.
+        stores: of the stream.
+        name: of the section of ``data`` that it is.
+        batch_size: records an update, over all parts.
     """
 
-    def __init__(self, recipe: Recipe, stores: Sequence[Store], maker: SampleMaker) -> None:
-        images = recipe.data.images
-        assert images is not None, "the retrieval task reads data.images"
+    def __init__(self, recipe: Recipe, stores: Sequence[Store], name: str, batch_size: int) -> None:
         self.recipe = recipe
-        self.maker = maker
         self.stream = StoreStream(
-            stores,
-            recipe.data.train_split,
-            images.batch_size,
-            recipe.seed,
-            "images",
-            parts_of(recipe),
+            stores, recipe.data.train_split, batch_size, recipe.seed, name, parts_of(recipe)
         )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that make one pass over the pictures, or over ``data.size`` captions."""
+        """Steps that make one pass, over the records or over ``data.size`` samples."""
         return steps_per_epoch(self.recipe, self.stream)
+
+
+class PictureTextFeed(StreamFeed):
+    """Whole pictures with texts, where the texts of a picture belong together."""
 
     def batches(self, step: int, part: int = 0) -> tuple[PretrainBatch, ...]:
         """A part of the update of step 1, 2, ..."""
@@ -238,13 +237,34 @@ class CaptionFeed:
         return (retrieval_batch(samples, dropped=dropped, part=part, compat_official=official),)
 
     def _make(self, store: Store, record: Record, epoch: int) -> Sample:
-        single = with_one_caption(record, self.recipe.seed, epoch)
-        sample = self.maker.of_caption(single, store.picture(record), epoch, mask=False)
-        if len(self.stream.stores) == 1:
-            return sample
-        # records of different stores may have the same id, and are different pictures
+        sample = self.sample(record, store.picture(record), epoch)
+        # a picture may have several records (RefCOCO: one an expression), and pictures of
+        # different stores may have the same name
         number = next(n for n, one in enumerate(self.stream.stores) if one is store)
-        return dataclasses.replace(sample, record_id=f"{number}:{store.name}/{record.id}")
+        return dataclasses.replace(sample, picture_id=f"{number}:{record.image}")
+
+    def sample(self, record: Record, source: Path | bytes, epoch: int) -> Sample:
+        """A picture with its texts in a pass."""
+        raise NotImplementedError
+
+
+class CaptionFeed(PictureTextFeed):
+    """Pictures with one of their captions each.
+
+    In each pass over the pictures a picture comes with the next of its captions, in an order of
+    its own: all come once before one comes again.
+    """
+
+    def __init__(self, recipe: Recipe, stores: Sequence[Store], maker: SampleMaker) -> None:
+        images = recipe.data.images
+        assert images is not None, "the retrieval task reads data.images"
+        super().__init__(recipe, stores, "images", images.batch_size)
+        self.maker = maker
+
+    def sample(self, record: Record, source: Path | bytes, epoch: int) -> Sample:
+        """See :class:`PictureTextFeed`."""
+        single = with_one_caption(record, self.recipe.seed, epoch)
+        return self.maker.of_caption(single, source, epoch, mask=False)
 
 
 def with_one_caption(record: Record, seed: int, epoch: int) -> Record:
@@ -264,29 +284,16 @@ def with_one_caption(record: Record, seed: int, epoch: int) -> Record:
     return dataclasses.replace(record, captions=(record.captions[int(order[turn])],))
 
 
-class GroundingFeed:
-    """Pictures with phrases to find: one update a step."""
+class GroundingFeed(StreamFeed):
+    """Pictures with phrases to find."""
 
     def __init__(self, recipe: Recipe, stores: Sequence[Store], maker: SampleMaker) -> None:
         regions = recipe.data.regions
         assert regions is not None, "the grounding task reads data.regions"
-        self.recipe = recipe
+        super().__init__(recipe, stores, "regions", regions.max_images)
         self.maker = maker
         # absent phrases serve matching alone
         self.negatives = regions.absent if recipe.losses.matching.weight > 0 else 0
-        self.stream = StoreStream(
-            stores,
-            recipe.data.train_split,
-            regions.max_images,
-            recipe.seed,
-            "regions",
-            parts_of(recipe),
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that make one pass."""
-        return steps_per_epoch(self.recipe, self.stream)
 
     def batches(self, step: int, part: int = 0) -> tuple[GroundingBatch, ...]:
         """A part of the update of step 1, 2, ..."""

@@ -6,33 +6,20 @@ from collections.abc import Sequence
 
 from xvlm_core.config.schema import Recipe
 from xvlm_core.data.batches import PairBatch
-from xvlm_core.data.feeds import StoreStream, parts_of, steps_per_epoch
+from xvlm_core.data.feeds import StreamFeed
 from xvlm_core.data.pair_samples import PairSample, PairSampleMaker, pair_batch
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
 
 
-class PairFeed:
-    """Pairs with statements: one update a step."""
+class PairFeed(StreamFeed):
+    """Pairs with statements."""
 
     def __init__(self, recipe: Recipe, stores: Sequence[Store], maker: PairSampleMaker) -> None:
         pairs = recipe.data.pairs
         assert pairs is not None, "the task reads data.pairs"
-        self.recipe = recipe
+        super().__init__(recipe, stores, "pairs", pairs.batch_size)
         self.maker = maker
-        self.stream = StoreStream(
-            stores,
-            recipe.data.train_split,
-            pairs.batch_size,
-            recipe.seed,
-            "pairs",
-            parts_of(recipe),
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that make one pass."""
-        return steps_per_epoch(self.recipe, self.stream)
 
     def batches(self, step: int, part: int = 0) -> tuple[PairBatch, ...]:
         """A part of the update of step 1, 2, ..."""

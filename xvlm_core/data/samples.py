@@ -128,6 +128,7 @@ class Sample:
         own_words: every cleaned text of the record: none may serve as its negative.
         cut: tokens of the texts that did not fit into ``max_tokens``.
         empty: texts that were drawn although nothing is left of them after cleaning.
+        picture_id: tells pictures apart where a picture may have several records.
     """
 
     record_id: str
@@ -137,6 +138,7 @@ class Sample:
     own_words: frozenset[str] = frozenset()
     cut: int = 0
     empty: int = 0
+    picture_id: str = ""
 
 
 class SampleMaker:

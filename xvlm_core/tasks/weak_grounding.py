@@ -7,14 +7,14 @@ phrase names is then read off the attention: see :mod:`xvlm_core.inference.heatm
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from xvlm_core.config.schema import Recipe
-from xvlm_core.data.batches import PretrainBatch
 from xvlm_core.data.collate import retrieval_batch
-from xvlm_core.data.feeds import StoreStream, parts_of, steps_per_epoch
+from xvlm_core.data.feeds import PictureTextFeed
 from xvlm_core.data.phrase_samples import PhraseSampleMaker
 from xvlm_core.data.records import Record
 from xvlm_core.data.samples import Sample
@@ -27,41 +27,18 @@ from xvlm_core.tasks.retrieval import RetrievalTask
 from xvlm_core.tasks.weak_grounding_eval import WeakGroundingEvaluation
 
 
-class PhraseFeed:
-    """Pictures with some of their phrases each: one update a step."""
+class PhraseFeed(PictureTextFeed):
+    """Pictures with some of their phrases each."""
 
-    def __init__(self, recipe: Recipe, stores: list[Store], maker: PhraseSampleMaker) -> None:
+    def __init__(self, recipe: Recipe, stores: Sequence[Store], maker: PhraseSampleMaker) -> None:
         regions = recipe.data.regions
         assert regions is not None, "grounding without boxes reads data.regions"
-        self.recipe = recipe
+        super().__init__(recipe, stores, "regions", regions.max_images)
         self.maker = maker
-        self.stream = StoreStream(
-            stores,
-            recipe.data.train_split,
-            regions.max_images,
-            recipe.seed,
-            "regions",
-            parts_of(recipe),
-        )
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that make one pass."""
-        return steps_per_epoch(self.recipe, self.stream)
-
-    def batches(self, step: int, part: int = 0) -> tuple[PretrainBatch, ...]:
-        """A part of the update of step 1, 2, ..."""
-        samples, dropped = self.stream.samples_of(step, part, self._make)
-        official = self.recipe.compat == "official"
-        return (retrieval_batch(samples, dropped=dropped, part=part, compat_official=official),)
-
-    def _make(self, store: Store, record: Record, epoch: int) -> Sample:
-        sample = self.maker.of_phrases(record, store.picture(record), epoch)
-        if len(self.stream.stores) == 1:
-            return sample
-        # records of different stores may have the same id, and are different pictures
-        number = next(n for n, one in enumerate(self.stream.stores) if one is store)
-        return dataclasses.replace(sample, record_id=f"{number}:{store.name}/{record.id}")
+    def sample(self, record: Record, source: Path | bytes, epoch: int) -> Sample:
+        """See :class:`PictureTextFeed`."""
+        return self.maker.of_phrases(record, source, epoch)
 
 
 class WeakGroundingTask(RetrievalTask):
