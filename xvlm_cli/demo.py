@@ -234,7 +234,7 @@ def _evaluate(predictor: Predictor, store: Store, split: str) -> Scores:
     with torch.no_grad():
         predictions = [
             answer
-            for batch in evaluation.batches()
+            for batch in evaluation.validation()
             for answer in grounding_eval.predict(predictor.model, batch.to(predictor.device))
         ]
     return grounding_eval.score(predictions, split)

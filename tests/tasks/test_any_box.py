@@ -66,7 +66,7 @@ def test_a_label_is_asked_once_and_any_of_its_things_is_right(
     evaluation = grounding_eval.GroundingEvaluation(
         [store], "train", TOKENIZER, image_size=64, max_words=8, max_tokens=8
     )
-    (batch,) = evaluation.batches()
+    (batch,) = evaluation.validation()
     assert [item.phrase for item in batch.items] == ["red box", "green ball", "blue dog"]
 
     def accuracy(box_of_red: tuple[float, ...]) -> float:
@@ -101,9 +101,9 @@ def test_what_is_dropped_after_the_last_phrase_is_told_too(tmp_path: Path) -> No
     store = painted_store(tmp_path / "store", tmp_path, [good, gone])
     (tmp_path / gone.image).unlink()
     evaluation = grounding_eval.GroundingEvaluation(
-        [store], "train", TOKENIZER, image_size=64, max_words=8, max_tokens=8, batch_pictures=1
+        [store], "train", TOKENIZER, image_size=64, max_words=8, max_tokens=8, batch_records=1
     )
-    batches = list(evaluation.batches())
+    batches = list(evaluation.validation())
     assert [len(batch.items) for batch in batches] == [1, 0]
     assert batches[1].dropped == {"missing": 1}
     assert batches[1].n_pictures == 0

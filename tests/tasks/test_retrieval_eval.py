@@ -59,7 +59,7 @@ def write(root: Path, made: Sequence[Record] | None = None) -> Store:
 
 def evaluation_of(store: Store, **more: Any) -> RetrievalEvaluation:
     sizes = {"image_size": 64, "max_words": 12, "max_tokens": 12}
-    settings = {"candidates": 3, "batch_pictures": 2, **sizes, **more}
+    settings = {"candidates": 3, "batch_records": 2, **sizes, **more}
     return RetrievalEvaluation([store], "test", TOKENIZER, **settings)  # type: ignore[arg-type]
 
 

@@ -114,9 +114,9 @@ def test_inference_mode_changes_no_answer_and_leaves_no_gradient(
 ) -> None:
     evaluation, model = of(stores["with"], built_in, limit=2), built_in.model.eval()
     with torch.no_grad():
-        plain = [p for b in evaluation.batches() for p in evaluation.predict(model, b)]
+        plain = [p for b in evaluation.validation() for p in evaluation.predict(model, b)]
     with torch.inference_mode():
-        inferred = [p for b in evaluation.batches() for p in evaluation.predict(model, b)]
+        inferred = [p for b in evaluation.validation() for p in evaluation.predict(model, b)]
     assert inferred == plain
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,21 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data import augment
 from xvlm_core.data.batches import GroundingBatch, GroundingItem
 from xvlm_core.data.boxes import box_problem
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
-from xvlm_core.data.text import EmptyTextError, pre_caption
-from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.tasks import grounding_scores
 from xvlm_core.tasks.base import Batch, Prediction, Scores
 from xvlm_core.tasks.grounding_scores import SELECTION, like_with_like, score
-from xvlm_core.weights.folder import ModelInfo
+from xvlm_core.tasks.split_items import Place, SplitItems
 
 __all__ = [
     "MAX_PHRASES",
@@ -50,81 +46,15 @@ MAX_PHRASES = 512
 """Phrases a batch from which on no further picture joins it: bounds the memory."""
 
 
-class GroundingEvaluation:
+class GroundingEvaluation(SplitItems):
     """The phrases of some stores' split, in order, each once; nothing is padded or repeated.
 
     A :class:`xvlm_core.tasks.evaluations.StoreEvaluation`.
-
-    Args:
-        stores: where the records are.
-        split: which records.
-        tokenizer: of the model.
-        image_size: side of the picture that the model sees, pixels.
-        max_words: words kept of a phrase.
-        max_tokens: tokens kept of a phrase.
-        limit: at most this many pictures (the first ones), None: all.
-        batch_pictures: pictures a batch.
     """
 
     NO_ANSWER: ClassVar[dict[str, Any]] = grounding_scores.NO_ANSWER
 
-    def __init__(
-        self,
-        stores: Sequence[Store],
-        split: str,
-        tokenizer: Tokenizer,
-        *,
-        image_size: int,
-        max_words: int,
-        max_tokens: int,
-        limit: int | None = None,
-        batch_pictures: int = 32,
-    ) -> None:
-        self.split = split
-        self.tokenizer = tokenizer
-        self.image_size = image_size
-        self.max_words = max_words
-        self.max_tokens = max_tokens
-        self.batch_pictures = batch_pictures
-        stores = list({_identity(store): store for store in stores}.values())
-        # records of different stores may have the same id
-        prefixes = [""] if len(stores) == 1 else [f"{n}:{s.name}/" for n, s in enumerate(stores)]
-        places = [
-            (store, prefix, int(i))
-            for store, prefix in zip(stores, prefixes, strict=True)
-            for i in store.indices(split)
-        ]
-        self.places = places[:limit]
-        self.dropped: Counter[str] = Counter()
-        self.examples: list[str] = []
-
-    @classmethod
-    def of_model(
-        cls,
-        stores: Sequence[Store],
-        split: str,
-        tokenizer: Tokenizer,
-        info: ModelInfo,
-        *,
-        scoring: ScoringSection | None = None,
-        limit: int | None = None,
-    ) -> GroundingEvaluation:
-        """Pictures and phrases as a model wants them."""
-        return cls(
-            stores,
-            split,
-            tokenizer,
-            image_size=info.config.vision.image_size,
-            max_words=info.max_words,
-            max_tokens=info.max_tokens,
-            limit=limit,
-        )
-
     selection: str | None = SELECTION
-
-    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
-        """See :meth:`batches`."""
-        return self.batches(rank, world_size)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """See :func:`predict`."""
@@ -146,55 +76,52 @@ class GroundingEvaluation:
 
         No picture is opened: phrases of pictures that cannot be read are among them.
         """
-        self.dropped.clear()
-        self.examples.clear()
-        for store, prefix, index in self.places:
-            for _, item in self._items(store[index], prefix):
+        self.forget_dropped()
+        for place in self.places:
+            for _, item in self._items(place.record(), place.prefix):
                 yield self._reference(item)
 
     def _reference(self, item: GroundingItem) -> Prediction:
         return reference_of(item)
 
-    def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
+    def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
         """Batches of whole pictures with all their phrases, present and absent.
 
-        The shares of the ranks, one after the other, are all pictures in order.
-
-        What was dropped after the last phrase that could be asked comes as a batch without any.
+        The shares of the ranks, one after the other, are all pictures in order. What was dropped
+        after the last phrase that could be asked comes as a batch without any.
         """
-        self.dropped.clear()
-        self.examples.clear()
-        before: Counter[str] = Counter()
+        for places in self.shares(rank, world_size):
+            yield from self._batches(places)
+        last = self.newly_dropped()
+        if last:
+            yield self._batch([], [], [], last)
+
+    def _batches(self, places: Sequence[Place]) -> Iterator[GroundingBatch]:
+        """One, or more where there are many phrases."""
         pictures: list[np.ndarray] = []
         rows: list[tuple[int, tuple[int, ...], GroundingItem]] = []
         ids: list[str] = []
-        n = len(self.places)
-        places = self.places[rank * n // world_size : (rank + 1) * n // world_size]
-        for number, (store, prefix, index) in enumerate(places, start=1):
-            record = store[index]
-            found = list(self._items(record, prefix))
-            image = self._picture(store, record, len(found)) if found else None
+        for number, place in enumerate(places, start=1):
+            record = place.record()
+            found = list(self._items(record, place.prefix))
+            image = self._picture(place.store, record, len(found)) if found else None
             if image is not None:
                 rows += [(len(pictures), tokens, item) for tokens, item in found]
                 pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
                 ids.append(record.id)
-            full = len(pictures) == self.batch_pictures or len(rows) >= MAX_PHRASES
-            if rows and (full or number == len(places)):
-                yield self._batch(pictures, rows, ids, self.dropped - before)
-                before = self.dropped.copy()
+            if rows and (len(rows) >= MAX_PHRASES or number == len(places)):
+                yield self._batch(pictures, rows, ids, self.newly_dropped())
                 pictures, rows, ids = [], [], []
-        if self.dropped != before:
-            yield self._batch([], [], [], self.dropped - before)
 
     def _picture(self, store: Store, record: Record, phrases: int) -> Image.Image | None:
         """The picture, if the boxes of the record can be boxes of it."""
         try:
             image = read_picture(store.picture(record))
         except PictureError as problem:
-            self._drop(record.id, problem.reason, phrases)
+            self.drop(record.id, problem.reason, phrases)
             return None
         if image.size != (record.width, record.height):
-            self._drop(record.id, "size mismatch", phrases)
+            self.drop(record.id, "size mismatch", phrases)
             return None
         return image
 
@@ -203,7 +130,7 @@ class GroundingEvaluation:
         pictures: list[np.ndarray],
         rows: list[tuple[int, tuple[int, ...], GroundingItem]],
         ids: list[str],
-        dropped: Counter[str],
+        dropped: dict[str, int],
     ) -> GroundingBatch:
         items = tuple(item for _, _, item in rows)
         return GroundingBatch(
@@ -214,7 +141,7 @@ class GroundingEvaluation:
             boxes_cxcywh_B4=torch.zeros(len(rows), 4),
             items=items,
             record_ids=tuple(ids),
-            dropped=dict(dropped),
+            dropped=dropped,
         )
 
     def _items(
@@ -237,12 +164,12 @@ class GroundingEvaluation:
         said: set[str] = set()
         for number, (text, kind, box, like) in enumerate(phrases):
             name = f"{prefix}{record.id}#{number}"
-            tokens = self._tokens(text)
-            problem = "empty text" if tokens is None else None
+            tokens = self.tokens(text)
+            problem = None if tokens else "empty text"
             if box is not None:
                 problem = problem or box_problem(box, record.width, record.height)
-            if tokens is None or problem is not None:
-                self._drop(name, str(problem), 1)
+            if problem is not None:
+                self.drop(name, problem)
                 continue
             others: tuple[BoxXYXY, ...] = ()
             if box is not None and like == "object" and labels[text, like] > 1:
@@ -257,20 +184,6 @@ class GroundingEvaluation:
                 name, record.id, text, kind, box, *size, like, objects, others, image
             )
             yield tokens, item
-
-    def _tokens(self, text: str) -> tuple[int, ...] | None:
-        """None where nothing is left of the text, as in training."""
-        try:
-            words = pre_caption(text, self.max_words)
-        except EmptyTextError:
-            return None
-        ids = self.tokenizer.encode(words, self.max_tokens).ids
-        return ids if len(ids) > 1 else None
-
-    def _drop(self, name: str, reason: str, n: int) -> None:
-        self.dropped[reason] += n
-        if len(self.examples) < 20:
-            self.examples.append(f"{name}: {reason}")
 
 
 def _named(record: Record, key: str, default: Sequence[object]) -> Sequence[object]:
@@ -297,10 +210,6 @@ def objects_of(record: Record) -> tuple[BoxXYXY, ...]:
             return tuple(known)
     single = [r.box_xyxy_px for r in record.regions if r.kind in ("object", "attribute", "phrase")]
     return tuple(dict.fromkeys(single))
-
-
-def _identity(store: Store) -> Path | str:
-    return store.place.resolve() if isinstance(store.place, Path) else store.place
 
 
 def predict(model: XVLM, batch: GroundingBatch) -> list[Prediction]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,132 +10,64 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data import augment
 from xvlm_core.data.batches import PairBatch, PairItem
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.pair_samples import NO_LABEL
-from xvlm_core.data.record_kinds import numbers_of
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
-from xvlm_core.data.text import EmptyTextError, pre_caption
-from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.metrics.bootstrap import interval
 from xvlm_core.models.nlvr2 import NLVR2
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.tasks.base import Batch, Prediction, Score, Scores
-from xvlm_core.weights.folder import ModelInfo
+from xvlm_core.tasks.split_items import SplitItems
 
 SELECTION = "accuracy"
-
-_EXAMPLES = 20
 
 
 class _Unusable(ValueError):
     """Why a pair cannot be asked about; the message is the reason that is counted."""
 
 
-class Nlvr2Evaluation:
+class Nlvr2Evaluation(SplitItems):
     """The statements of some stores' split, in order, each once; nothing is padded or repeated.
 
     A :class:`xvlm_core.tasks.evaluations.StoreEvaluation`.
-
-    Args:
-        stores: where the records are.
-        split: which records.
-        tokenizer: of the model.
-        image_size: side of the pictures that the model sees, pixels.
-        max_words: words kept of a statement.
-        max_tokens: tokens kept of a statement.
-        limit: at most this many pairs (the first ones), None: all.
-        batch_pairs: statements a batch.
     """
 
     NO_ANSWER: ClassVar[dict[str, Any]] = {"probability": None}
 
     selection: str | None = SELECTION
-
-    def __init__(
-        self,
-        stores: Sequence[Store],
-        split: str,
-        tokenizer: Tokenizer,
-        *,
-        image_size: int,
-        max_words: int,
-        max_tokens: int,
-        limit: int | None = None,
-        batch_pairs: int = 32,
-    ) -> None:
-        self.split = split
-        self.tokenizer = tokenizer
-        self.image_size = image_size
-        self.max_words = max_words
-        self.max_tokens = max_tokens
-        self.batch_pairs = batch_pairs
-        stores = list({_identity(store): store for store in stores}.values())
-        # records of different stores may have the same id
-        prefixes = [""] if len(stores) == 1 else [f"{n}:{s.name}/" for n, s in enumerate(stores)]
-        self.places = [
-            (store, prefix, int(i))
-            for store, prefix in zip(stores, prefixes, strict=True)
-            for i in numbers_of(store, split, pairs=True).array()
-        ][:limit]
-        self.dropped: Counter[str] = Counter()
-        self.examples: list[str] = []
-
-    @classmethod
-    def of_model(
-        cls,
-        stores: Sequence[Store],
-        split: str,
-        tokenizer: Tokenizer,
-        info: ModelInfo,
-        *,
-        scoring: ScoringSection | None = None,
-        limit: int | None = None,
-    ) -> Nlvr2Evaluation:
-        """Pictures and statements as a model wants them."""
-        return cls(
-            stores,
-            split,
-            tokenizer,
-            image_size=info.config.vision.image_size,
-            max_words=info.max_words,
-            max_tokens=info.max_tokens,
-            limit=limit,
-        )
+    of_pairs = True
 
     def references(self) -> Iterator[Prediction]:
         """Of every statement whose truth is known: ``id`` and what ``score`` wants beside."""
-        for store, prefix, index in self.places:
+        self.forget_dropped()
+        for place in self.places:
+            record = place.record()
             try:
-                yield _reference(_item(store[index], prefix))
-            except _Unusable:
-                continue
+                item = _item(record, place.prefix)
+                self._tokens_of(item)
+            except _Unusable as problem:
+                self.drop(f"{place.prefix}{record.id}", str(problem))
+            else:
+                yield _reference(item)
 
     def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[PairBatch]:
         """Batches of statements. A picture that several of a batch are about is there once.
 
-        The shares of the ranks, one after the other, are all statements in order. What was dropped
-        after the last one that could be asked comes as a batch without any.
+        The shares of the ranks, one after the other, are all statements in order.
         """
-        self.dropped.clear()
-        self.examples.clear()
-        before: Counter[str] = Counter()
-        n = len(self.places)
-        places = self.places[rank * n // world_size : (rank + 1) * n // world_size]
-        for start in range(0, len(places), self.batch_pairs):
+        for places in self.shares(rank, world_size):
             batch = _Made(self.image_size)
-            for store, prefix, index in places[start : start + self.batch_pairs]:
-                record = store[index]
+            for place in places:
+                record = place.record()
                 try:
-                    item = _item(record, prefix)
-                    batch.add(item, self._tokens(item.statement), store, record)
+                    item = _item(record, place.prefix)
+                    batch.add(item, self._tokens_of(item), place.store, record)
                 except _Unusable as problem:
-                    self._drop(f"{prefix}{record.id}", str(problem))
-            yield batch.made(self.dropped - before)
-            before = self.dropped.copy()
+                    self.drop(f"{place.prefix}{record.id}", str(problem))
+            yield batch.made(self.newly_dropped())
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """The probability of each statement that it is true."""
@@ -156,20 +86,11 @@ class Nlvr2Evaluation:
         """See :func:`score`."""
         return score(predictions, self.split)
 
-    def _tokens(self, text: str) -> tuple[int, ...]:
-        try:
-            words = pre_caption(text, self.max_words)
-        except EmptyTextError:
-            raise _Unusable("empty text") from None
-        ids = self.tokenizer.encode(words, self.max_tokens).ids
-        if len(ids) < 2:
+    def _tokens_of(self, item: PairItem) -> tuple[int, ...]:
+        tokens = self.tokens(item.statement)
+        if not tokens:
             raise _Unusable("empty text")
-        return ids
-
-    def _drop(self, name: str, reason: str) -> None:
-        self.dropped[reason] += 1
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(f"{name}: {reason}")
+        return tokens
 
 
 class _Made:
@@ -210,7 +131,7 @@ class _Made:
             raise _Unusable(found.reason)
         return found
 
-    def made(self, dropped: Counter[str]) -> PairBatch:
+    def made(self, dropped: dict[str, int]) -> PairBatch:
         pairs = torch.tensor(self.pairs, dtype=torch.int64).reshape(-1, 2)
         return PairBatch(
             pictures_ICHW=torch.from_numpy(np.stack(self.pictures))
@@ -222,7 +143,7 @@ class _Made:
             label_B=torch.tensor([int(item.label) for item in self.items], dtype=torch.int64),
             items=tuple(self.items),
             record_ids=tuple(item.record for item in self.items),
-            dropped=dict(dropped),
+            dropped=dropped,
         )
 
 
@@ -249,10 +170,6 @@ def _reference(item: PairItem) -> Prediction:
         "label": item.label,
         "group": item.group,
     }
-
-
-def _identity(store: Store) -> Path | str:
-    return store.place.resolve() if isinstance(store.place, Path) else store.place
 
 
 def score(predictions: Sequence[Prediction], split: str) -> Scores:

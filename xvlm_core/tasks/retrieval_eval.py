@@ -11,10 +11,8 @@ Legend: I pictures, P patches, S width of the picture encoder, T texts, E joint 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +22,8 @@ from torch import Tensor, nn
 from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data import augment
 from xvlm_core.data.images import PictureError, read_picture
-from xvlm_core.data.record_kinds import numbers_of
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
-from xvlm_core.data.text import EmptyTextError, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import CheckpointError
 from xvlm_core.metrics.bootstrap import intervals
@@ -45,6 +41,7 @@ from xvlm_core.tasks.retrieval_passes import (
     match_scores,
 )
 from xvlm_core.tasks.retrieval_ranking import KEPT, Candidates, Found
+from xvlm_core.tasks.split_items import SplitItems
 from xvlm_core.weights.folder import ModelInfo
 
 SELECTION = "r_mean"
@@ -55,10 +52,8 @@ assert max(RECALL_AT) <= KEPT
 TEXTS_A_CALL = 1024
 """Texts of one picture that the cross encoder reads at once: bounds the memory."""
 
-_EXAMPLES = 20
 
-
-class RetrievalEvaluation:
+class RetrievalEvaluation(SplitItems):
     """The pictures and captions of some stores' split as one collection.
 
     A :class:`xvlm_core.tasks.evaluations.StoreEvaluation` in passes
@@ -68,16 +63,11 @@ class RetrievalEvaluation:
     37 kB a text of 12 tokens.
 
     Args:
-        stores: where the records are.
-        split: which records.
-        tokenizer: of the model.
-        image_size: side of the pictures that the model sees, pixels.
-        max_words: words kept of a text.
-        max_tokens: tokens kept of a text.
+        *args: of :class:`SplitItems`.
         candidates: texts a picture, and pictures a text, that the cross encoder scores; clipped
             to those that there are.
-        limit: at most this many pictures (the first ones), None: all.
-        batch_pictures: pictures that are encoded at once.
+        batch_records: pictures that are encoded at once.
+        **kwargs: of :class:`SplitItems`.
     """
 
     NO_ANSWER: ClassVar[dict[str, Any]] = {
@@ -92,35 +82,10 @@ class RetrievalEvaluation:
     selection: str | None = SELECTION
 
     def __init__(
-        self,
-        stores: Sequence[Store],
-        split: str,
-        tokenizer: Tokenizer,
-        *,
-        image_size: int,
-        max_words: int,
-        max_tokens: int,
-        candidates: int,
-        limit: int | None = None,
-        batch_pictures: int = 16,
+        self, *args: Any, candidates: int | None = None, batch_records: int = 16, **kwargs: Any
     ) -> None:
-        self.split = split
-        self.tokenizer = tokenizer
-        self.image_size = image_size
-        self.max_words = max_words
-        self.max_tokens = max_tokens
-        self.candidates = candidates
-        self.batch_pictures = batch_pictures
-        stores = list({_identity(store): store for store in stores}.values())
-        # records of different stores may have the same id
-        prefixes = [""] if len(stores) == 1 else [f"{n}:{s.name}/" for n, s in enumerate(stores)]
-        self.places = [
-            (store, prefix, int(i))
-            for store, prefix in zip(stores, prefixes, strict=True)
-            for i in numbers_of(store, split, pairs=False).array()
-        ][:limit]
-        self.dropped: Counter[str] = Counter()
-        self.examples: list[str] = []
+        super().__init__(*args, batch_records=batch_records, **kwargs)
+        self.candidates = ScoringSection().candidates if candidates is None else candidates
         self._forget()
 
     @classmethod
@@ -133,7 +98,7 @@ class RetrievalEvaluation:
         *,
         scoring: ScoringSection | None = None,
         limit: int | None = None,
-    ) -> RetrievalEvaluation:
+    ) -> Self:
         """Pictures and texts as a model wants them.
 
         Raises:
@@ -146,16 +111,10 @@ class RetrievalEvaluation:
                 f"has no {' and no '.join(lacking)} head",
                 try_="-c RUN of a pre-trained or a retrieval model  (xvlm ls runs)",
             )
-        return cls(
-            stores,
-            split,
-            tokenizer,
-            image_size=info.config.vision.image_size,
-            max_words=info.max_words,
-            max_tokens=info.max_tokens,
-            candidates=(scoring or ScoringSection()).candidates,
-            limit=limit,
-        )
+        found = super().of_model(stores, split, tokenizer, info, scoring=scoring, limit=limit)
+        if scoring is not None:
+            found.candidates = scoring.candidates
+        return found
 
     def _forget(self) -> None:
         """What is known of the collection: an evaluation can be repeated."""
@@ -170,9 +129,9 @@ class RetrievalEvaluation:
 
     def references(self) -> Iterator[Prediction]:
         """Of every picture and every text: ``id`` and the right answers."""
-        for store, prefix, index in self.places:
-            record = store[index]
-            items = [item for item in self._items(record, prefix) if item.tokens]
+        self.forget_dropped()
+        for place in self.places:
+            items = self._usable(place.record(), place.prefix)
             if items:
                 yield _about_picture(items[0].picture, [item.id for item in items])
             for item in items:
@@ -185,22 +144,17 @@ class RetrievalEvaluation:
         by itself, and a record without a usable text.
         """
         self._forget()
-        self.dropped.clear()
-        self.examples.clear()
-        before: Counter[str] = Counter()
-        n = -(-len(self.places) // self.batch_pictures)
-        for number in range(rank * n // world_size, (rank + 1) * n // world_size):
-            start = number * self.batch_pictures
+        for places in self.shares(rank, world_size):
             pictures, ids, items = [], [], []
-            for store, prefix, index in self.places[start : start + self.batch_pictures]:
-                record = store[index]
-                texts = self._usable(record, prefix)
+            for place in places:
+                record = place.record()
+                texts = self._usable(record, place.prefix)
                 if not texts:
                     continue
                 try:
-                    image = read_picture(store.picture(record))
+                    image = read_picture(place.store.picture(record))
                 except PictureError as problem:
-                    self._drop(texts[0].picture, problem.reason, 1 + len(texts))
+                    self.drop(texts[0].picture, problem.reason, 1 + len(texts))
                     continue
                 pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
                 ids.append((texts[0].picture, record.id))
@@ -213,15 +167,14 @@ class RetrievalEvaluation:
                 picture_ids=tuple(one for one, _ in ids),
                 items=tuple(items),
                 record_ids=tuple(record for _, record in ids),
-                dropped=dict(self.dropped - before),
+                dropped=self.newly_dropped(),
             )
-            before = self.dropped.copy()
 
     def _items(self, record: Record, prefix: str) -> list[TextItem]:
         """All texts of a record; without tokens where nothing is left of one."""
         name = f"{prefix}{record.id}"
         return [
-            TextItem(f"text:{name}#{n}", f"picture:{name}", text, self._tokens(text))
+            TextItem(f"text:{name}#{n}", f"picture:{name}", text, self.tokens(text))
             for n, text in enumerate(record.captions)
         ]
 
@@ -229,24 +182,11 @@ class RetrievalEvaluation:
         found = self._items(record, prefix)
         for item in found:
             if not item.tokens:
-                self._drop(item.id, "empty text", 1)
+                self.drop(item.id, "empty text")
         usable = [item for item in found if item.tokens]
         if not usable:
-            self._drop(f"picture:{prefix}{record.id}", "no caption", 1)
+            self.drop(f"picture:{prefix}{record.id}", "no caption")
         return usable
-
-    def _tokens(self, text: str) -> tuple[int, ...]:
-        try:
-            words = pre_caption(text, self.max_words)
-        except EmptyTextError:
-            return ()
-        ids = self.tokenizer.encode(words, self.max_tokens).ids
-        return ids if len(ids) > 1 else ()
-
-    def _drop(self, name: str, reason: str, n: int) -> None:
-        self.dropped[reason] += n
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(f"{name}: {reason}")
 
     # ------------------------------------------------------------------ the passes
 
@@ -364,10 +304,6 @@ def _about_picture(picture: str, texts: Sequence[str]) -> Prediction:
 
 def _about_text(name: str, picture: str, text: str) -> Prediction:
     return {"id": name, "text": text, "right": [picture]}
-
-
-def _identity(store: Store) -> Path | str:
-    return store.place.resolve() if isinstance(store.place, Path) else store.place
 
 
 def score(predictions: Sequence[Prediction], split: str) -> Scores:
