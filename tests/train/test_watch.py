@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -19,11 +21,14 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from tests.train.toy import _CONTEXT, _child
 from xvlm_core.errors import LostRankError
 from xvlm_core.train.launch import LAUNCHER_PID, Place
+from xvlm_core.train.pulses import Pulses
 from xvlm_core.train.supervisor import free_address
 from xvlm_core.train.watch import Timing, Watch, follow_launcher
 
 # a busy machine may leave a living process alone for a second or two
 TIMING = Timing(heartbeat=0.1, gone=4.0, grace=0.5, launcher=1.0, report=1.0)
+# where nobody is silent: nothing is promised there that a slow name server may break
+PATIENT = replace(TIMING, gone=20.0, report=5.0)
 LONG = 60.0
 HOST = socket.gethostname()
 
@@ -113,6 +118,7 @@ def rank_of(
     port: int,
     stalls: Sequence[float],
     all_here: Barrier | None = None,
+    timing: Timing = TIMING,
 ) -> None:
     descriptor = os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 2)
@@ -128,7 +134,7 @@ def rank_of(
 
     if all_here is not None:  # nobody is timed while others still import torch
         all_here.wait(60)
-    watch = Watch(place, store, stalls[rank], folder, resume="GO ON", last_words=say, timing=TIMING)
+    watch = Watch(place, store, stalls[rank], folder, resume="GO ON", last_words=say, timing=timing)
     with watch:
         (folder / f"here-{rank}").touch()
         roles[rank](watch, rank)
@@ -138,12 +144,15 @@ def rank_of(
 class Told:
     """Exit codes by rank, seconds until the last ended, and what each rank wrote."""
 
-    def __init__(self, all_here: Barrier, folder: Path, roles: list[Role], *stalls: float) -> None:
+    def __init__(
+        self, all_here: Barrier, folder: Path, timing: Timing, roles: list[Role], *stalls: float
+    ) -> None:
         folder.mkdir()
         self.folder = folder
         port = free_address().port
         arguments = [
-            (folder, roles, rank, port, stalls * len(roles), all_here) for rank in range(len(roles))
+            (folder, roles, rank, port, stalls * len(roles), all_here, timing)
+            for rank in range(len(roles))
         ]
         self._processes = [_CONTEXT.Process(target=_child, args=(rank_of, a)) for a in arguments]
         for process in self._processes:
@@ -168,6 +177,8 @@ class Told:
         return path.read_text() if path.exists() else ""
 
 
+SILENT = ("killed", "store killed", "told silence", "silence")
+
 RUNS: dict[str, tuple[Any, ...]] = {
     "hangs": ([hang_in_c], 0.6),
     "one hangs": ([wait_in_c, hang_in_c], 1.5),
@@ -190,7 +201,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The end of a run. They mostly sleep, so they all run at once."""
     folder = tmp_path_factory.mktemp("runs")
     all_here = _CONTEXT.Barrier(sum(len(what[0]) for what in RUNS.values()))
-    started = {name: Told(all_here, folder / name, *what) for name, what in RUNS.items()}
+    started = {
+        name: Told(all_here, folder / name, TIMING if name in SILENT else PATIENT, *what)
+        for name, what in RUNS.items()
+    }
     yield lambda name: started[name].wait()
     for told in started.values():
         told.end()
@@ -314,6 +328,37 @@ def test_a_rank_that_failed_takes_those_with_it_that_wait_for_it(run: Run) -> No
     told = run("fails")
     assert told.codes == [8, 1]
     assert f"rank 1 on host {HOST} ended: ValueError: no such picture" in told.stderr[0]
+
+
+class SlowStore:
+    """A store whose answers take their time; the first of all but the greeting is lost."""
+
+    host, port = "127.0.0.1", 1
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def set(self, key: str, value: str) -> None:
+        if len(self.told) == 1:
+            self.told.append({})
+            raise RuntimeError("connection reset")
+        time.sleep(0.4)
+        self.told.append(json.loads(value))
+
+    def check(self, keys: list[str]) -> bool:
+        return False
+
+
+def test_a_rank_that_failed_tells_it_also_to_a_store_that_is_slow_and_stumbles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SlowStore()
+    monkeypatch.setattr(Pulses, "_connect", lambda pulses: store)
+    watch = Watch(Place(rank=1, world_size=2), store, LONG, tmp_path, timing=PATIENT)
+    with pytest.raises(ValueError, match="no such picture"), watch:
+        raise ValueError("no such picture")
+    last = store.told[-1]
+    assert (last["state"], last["words"]) == ("failed", "ValueError: no such picture")
 
 
 def test_silence_that_was_told_of_is_no_death(run: Run) -> None:

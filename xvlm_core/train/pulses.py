@@ -164,6 +164,17 @@ class Pulses:
             self._wake.set()
             self._turn.wait_for(lambda: self._ended >= wanted or self._said_goodbye, seconds)
 
+    def say_goodbye(self, seconds: float) -> None:
+        """Tell how this rank ended, again and again, until it is told or some seconds are over.
+
+        A rank that leaves untold is waited for by the others, and then missed.
+        """
+        until = time.monotonic() + seconds
+        while not self._said_goodbye and (left := until - time.monotonic()) > 0:
+            self.publish(left)
+            if self.is_broken:  # refused at once, it may be: not asked in a tight loop
+                time.sleep(min(left, self._heartbeat / 4))
+
     @property
     def is_broken(self) -> bool:
         """Whether the store did not answer when it was last asked."""

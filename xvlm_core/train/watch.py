@@ -133,7 +133,7 @@ class Watch:
         self._pulse.holding = True
         if self._pulses is not None:
             # worth a wait: once the interpreter is held, nobody can be told
-            self._pulses.publish(self._timing.gone / 4)
+            self._pulses.publish(self._timing.gone / 2)
         try:
             yield
         finally:
@@ -158,7 +158,7 @@ class Watch:
         self._pulse.state = "done" if kind is None else "failed"
         if kind is not None:
             self._pulse.words = " ".join(f"{kind.__name__}: {error}".split())[:300]
-        self._pulses.publish(self._timing.heartbeat)
+        self._pulses.say_goodbye(self._timing.gone / 2)
         if self._place.rank == 0:
             self._wait_for_others(self._stall_seconds if kind is None else self._hear_seconds)
         self._pulses.stop(self._timing.heartbeat)
@@ -297,7 +297,7 @@ class Watch:
         try:
             reporter.start()
             if self._pulses is not None:
-                self._pulses.publish(self._timing.heartbeat)
+                self._pulses.say_goodbye(self._timing.report)
                 if self._place.rank == 0:  # while there is a store the others hear of it
                     self._wait_for_others(self._hear_seconds)
             reporter.join(self._timing.report)
