@@ -53,6 +53,27 @@ def test_chunks_change_nothing(chunk: int, k: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 64, 256])
+def test_equal_vectors_tie_whatever_the_chunk(chunk: int) -> None:
+    """A product in float32 tells them apart by their place in a block."""
+    rng = np.random.default_rng(5)
+    queries, some = (rng.standard_normal((n, 256)).astype(np.float32) for n in (300, 90))
+    some[3, :200] = 0.0
+    again = some.copy()
+    again[3, :200] = -0.0
+    candidates = np.concatenate([some, again, some[:41]])
+    found = nearest(queries, candidates, len(candidates), chunk=chunk)
+    place = np.argsort(found.candidates_Qk, axis=1)
+    similarity = np.take_along_axis(found.similarity_Qk, place, axis=1)
+    assert (similarity[:, :90] == similarity[:, 90:180]).all()
+    assert (place[:, :90] + 1 == place[:, 90:180]).all(), "side by side, by number"
+    assert (place[:, :41] + 2 == place[:, 180:]).all()
+    exact = queries.astype(np.float64) @ candidates.astype(np.float64).T
+    assert np.abs(similarity - exact).max() < 1e-5
+    alone = nearest(queries[:7], candidates, 9, chunk=1).candidates_Qk
+    assert (alone == found.candidates_Qk[:7, :9]).all()
+
+
 def test_the_whole_matrix_is_never_there(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = top_k
