@@ -317,10 +317,19 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "r5.png").unlink()
     evaluation = evaluation_of(write(tmp_path, made))
     found = answers(model_of(), evaluation)
-    assert found.dropped == {"no caption": 2, "empty text": 3, "missing": 1 + 3}
+    assert found.dropped == {
+        "picture: no caption": 2,
+        "text: empty text": 3,
+        "picture: missing": 1,
+        "text: its picture is left out": 3,
+    }
     assert evaluation.dropped == found.dropped
-    assert "picture:r1: no caption" in evaluation.examples
-    assert "text:r2#0: empty text" in evaluation.examples
+    assert found.examples == {
+        "picture: no caption": ["picture:r1", "picture:r3"],
+        "text: empty text": ["text:r2#0", "text:r2#2", "text:r3#0"],
+        "picture: missing": ["picture:r5"],
+        "text: its picture is left out": ["text:r5#0"],
+    }
     ids = [p["id"] for p in found.predictions]
     assert [i for i in ids if i.startswith("picture")] == [f"picture:r{i}" for i in (0, 2, 4, 6)]
     assert "text:r2#1" in ids
@@ -333,7 +342,39 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
 def test_where_nothing_can_be_asked_there_is_no_score(tmp_path: Path) -> None:
     made = [dataclasses.replace(one, captions=()) for one in records(tmp_path, 3)]
     found = answers(model_of(), evaluation_of(write(tmp_path, made)))
-    assert (found.scores, found.predictions, found.dropped) == ({}, [], {"no caption": 3})
+    assert (found.scores, found.predictions, found.dropped) == ({}, [], {"picture: no caption": 3})
+
+
+def held(evaluation: RetrievalEvaluation) -> int:
+    """Pictures whose patches are in memory, and batches of texts."""
+    return len(evaluation._patches) + len(evaluation._encoded)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, None])
+@pytest.mark.parametrize("batch", [3, 6])
+def test_an_evaluation_that_is_given_up_holds_nothing(
+    error: type[BaseException] | None, batch: int, tmp_path: Path
+) -> None:
+    """In either pass, by an error, Ctrl-C, or because it is asked to stop."""
+    evaluation = evaluation_of(write(tmp_path))
+    seen: list[int] = []
+
+    def stop() -> bool:
+        seen.append(held(evaluation))
+        if len(seen) == batch and error is not None:
+            raise error
+        return len(seen) == batch
+
+    if error is None:
+        assert evaluate(evaluation, model_of(), CPU, stop=stop) is None
+    else:
+        with pytest.raises(error):
+            evaluate(evaluation, model_of(), CPU, stop=stop)
+    assert len(seen) == batch
+    assert seen[-1] > 0
+    assert held(evaluation) == 0
+    assert evaluation._found is None
+    assert answers(model_of(), evaluation).predictions, "it can be made again"
 
 
 def test_saved_answers_are_scored_with_the_references_alone(tmp_path: Path) -> None:

@@ -199,7 +199,9 @@ class InPasses(Protocol):
         """Batches of a rank's share of a further pass, whose predictions replace these.
 
         Args:
-            predictions: of the pass before, of all ranks, in order; equal on every rank.
+            predictions: of the pass before, of all ranks, in order; equal on every rank. None at
+                all: nothing was answered, or the evaluation is given up; what is held between
+                the passes is let go.
             rank: of this process.
             world_size: number of them.
 

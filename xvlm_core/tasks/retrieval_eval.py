@@ -49,6 +49,9 @@ SELECTION = "r_mean"
 RECALL_AT = (1, 5, 10)
 assert max(RECALL_AT) <= KEPT
 
+LOST_TEXT = "text: its picture is left out"
+"""Why a text that could be read is not asked about."""
+
 TEXTS_A_CALL = 1024
 """Texts of one picture that the cross encoder reads at once: bounds the memory."""
 
@@ -141,7 +144,7 @@ class RetrievalEvaluation(SplitItems):
         """The first pass. The shares of the ranks, one after the other, are all batches in order.
 
         A picture that cannot be read is left out with its texts, a text of which nothing is left
-        by itself, and a record without a usable text.
+        by itself, and a record without a usable text. Pictures and texts are counted apart.
         """
         self._forget()
         for places in self.shares(rank, world_size):
@@ -154,7 +157,8 @@ class RetrievalEvaluation(SplitItems):
                 try:
                     image = read_picture(place.store.picture(record))
                 except PictureError as problem:
-                    self.drop(texts[0].picture, problem.reason, 1 + len(texts))
+                    self.drop(texts[0].picture, f"picture: {problem.reason}")
+                    self.drop(texts[0].id, LOST_TEXT, len(texts))
                     continue
                 pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
                 ids.append((texts[0].picture, record.id))
@@ -182,10 +186,10 @@ class RetrievalEvaluation(SplitItems):
         found = self._items(record, prefix)
         for item in found:
             if not item.tokens:
-                self.drop(item.id, "empty text")
+                self.drop(item.id, "text: empty text")
         usable = [item for item in found if item.tokens]
         if not usable:
-            self.drop(f"picture:{prefix}{record.id}", "no caption")
+            self.drop(f"picture:{prefix}{record.id}", "picture: no caption")
         return usable
 
     # ------------------------------------------------------------------ the passes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -15,14 +15,25 @@ from xvlm_core.train.devices import Precision, autocast
 from xvlm_core.train.ranks import Ranks
 from xvlm_core.train.state import random_state, set_random_state
 
+MOST_EXAMPLES = 3
+"""Items left out that are named, of each reason."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The scores, the items that could not be asked, by reason, and what they are made of."""
+    """What came out.
+
+    Attributes:
+        scores: by name.
+        dropped: items that could not be asked, by reason.
+        predictions: what the scores are made of.
+        examples: the names of some of the dropped, by reason, at most :data:`MOST_EXAMPLES` each.
+    """
 
     scores: Scores
     dropped: dict[str, int]
     predictions: list[Prediction]
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class _Answers:
     predictions: list[Prediction]
     dropped: Counter[str]
     stopped: bool
+    examples: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -67,7 +79,33 @@ def evaluate(
         XvlmError: what a rank raised.
     """
     ranks = ranks or Ranks()
+    try:
+        found = _evaluate(task, model, device, precision, ranks, stop, beat)
+    except BaseException:
+        _give_up(task, ranks)
+        raise
+    if found is None:
+        _give_up(task, ranks)
+    return found
+
+
+def _give_up(task: Evaluation, ranks: Ranks) -> None:
+    """What is held between the passes (the patches of thousands of pictures) is let go."""
+    if isinstance(task, InPasses):
+        task.next_pass([], ranks.rank, ranks.world_size)
+
+
+def _evaluate(
+    task: Evaluation,
+    model: nn.Module,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+    stop: Callable[[], bool],
+    beat: Callable[[str], None],
+) -> Evaluated | None:
     dropped: Counter[str] = Counter()
+    named: dict[str, None] = {}
     batches: Iterator[Batch] | None = task.validation(ranks.rank, ranks.world_size)
     predictions: list[Prediction] = []
     while batches is not None:
@@ -84,11 +122,34 @@ def evaluate(
         ids = [prediction["id"] for prediction in predictions]
         assert len(set(ids)) == len(ids), "an id was predicted twice"
         dropped = sum((found.dropped for found in gathered), dropped)
+        named |= dict.fromkeys(line for found in gathered for line in found.examples)
         batches = None
         if isinstance(task, InPasses):
             batches = task.next_pass(predictions, ranks.rank, ranks.world_size)
     scores = ranks.main_does(lambda: task.score(predictions) if predictions else {})
-    return Evaluated(scores, dict(dropped), predictions)
+    return Evaluated(scores, dict(dropped), predictions, by_reason(named, dropped))
+
+
+def by_reason(lines: Iterable[str], dropped: Mapping[str, int]) -> dict[str, list[str]]:
+    """Names of what was left out.
+
+    Args:
+        lines: ``NAME: REASON``, as an evaluation's ``examples`` are.
+        dropped: by reason: says what the reasons are (a name may hold a colon too).
+
+    Returns:
+        By reason, at most :data:`MOST_EXAMPLES` names each, in their order.
+    """
+    out: dict[str, list[str]] = {}
+    for line in lines:
+        fitting = [reason for reason in dropped if line.endswith(f": {reason}")]
+        if not fitting:
+            continue
+        reason = max(fitting, key=len)
+        names = out.setdefault(reason, [])
+        if len(names) < MOST_EXAMPLES:
+            names.append(line.removesuffix(f": {reason}"))
+    return out
 
 
 @torch.no_grad()
@@ -117,4 +178,5 @@ def _answer(
     finally:
         model.train(training)
         set_random_state(random)
-    return _Answers(predictions, dropped, stopped=False)
+    examples = tuple(getattr(task, "examples", ()))
+    return _Answers(predictions, dropped, stopped=False, examples=examples)
