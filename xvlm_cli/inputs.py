@@ -7,12 +7,11 @@ import glob
 import json
 import os
 import re
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from xvlm_cli.json_lines import Line, from_stdin, require_text
 from xvlm_cli.output import Output
 from xvlm_core.errors import DataError, OutputError, UsageError
 
@@ -28,14 +27,22 @@ MARK = "xvlm.predict/1"
 _GLOB = re.compile(r"[*?\[]")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _EXAMPLE = 'xvlm predict grounding image.jpg "man wearing backpack"'
+_LINE = '{"image": "a.jpg", "phrases": ["a dog"]}'
 
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and what to look for in it."""
+    """A picture and what to look for in it.
+
+    Attributes:
+        path: of the picture.
+        phrases: to look for.
+        where: the line that named them; None: they were typed.
+    """
 
     path: Path
     phrases: tuple[str, ...]
+    where: str | None = field(default=None, compare=False)
 
 
 def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list[Item]:
@@ -53,7 +60,7 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
     lines: list[Item] = []
     for word in words:
         if word == "-":
-            lines += _from_stdin()
+            lines += [_item(line) for line in from_stdin(_LINE)]
         elif URL.match(word):
             raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
         elif (found := inputs_of(word, out)) is not None:
@@ -62,10 +69,7 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
             phrases.append(word)
     phrases += more_phrases
     for phrase in phrases:
-        if not phrase.strip():
-            raise UsageError("a phrase is empty", try_=_EXAMPLE)
-        if not is_text(phrase):
-            raise UsageError(f"the phrase {phrase[:40]!r} is not UTF-8 text", try_=_EXAMPLE)
+        require_text(phrase, "phrase", None, _EXAMPLE)
     if not pictures and not lines:
         raise UsageError("no picture was given", try_=_EXAMPLE)
     if pictures and not phrases:
@@ -135,37 +139,9 @@ def _in_folder(folder: Path, out: Output) -> list[Path]:
     return pictures
 
 
-def _from_stdin() -> list[Item]:
-    items = []
-    # bytes where there are some: JSON is UTF-8 whatever the locale says
-    stream: Iterable[str | bytes] = getattr(sys.stdin, "buffer", sys.stdin) or ()
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            items.append(_item(line, f"standard input, line {number}"))
-    if not items:
-        raise DataError(
-            "standard input holds no line", try_='{"image": "a.jpg", "phrases": ["a dog"]}'
-        )
-    return items
-
-
-def _item(line: str | bytes, where: str) -> Item:
-    example = '{"image": "a.jpg", "phrases": ["a dog"]}'
-    try:
-        value: Any = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}", where=where, try_=example) from error
-    image = value.get("image") if isinstance(value, dict) else None
-    phrases = value.get("phrases") if isinstance(value, dict) else None
-    if not isinstance(image, str) or not image or "\0" in image or not is_text(image):
-        raise DataError("no image in the line", where=where, try_=example)
-    if not isinstance(phrases, list) or not phrases:
-        raise DataError("no phrases in the line", where=where, try_=example)
-    if not all(isinstance(p, str) and p.strip() and is_text(p) for p in phrases):
-        raise UsageError("a phrase is empty or no text", where=where, try_=example)
-    if URL.match(image):
-        raise UsageError(f"{image} is a URL; nothing is fetched", where=where, try_=example)
-    return Item(Path(image), tuple(phrases))
+def _item(line: Line) -> Item:
+    image = line.picture(line.fields.get("image"), "no image in the line")
+    return Item(image, line.texts("phrases", "phrase"), line.where)
 
 
 def targets(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from xvlm_cli.inputs import JUDGED, URL, inputs_of, is_text, json_beside, require_ours
+from xvlm_cli.inputs import JUDGED, URL, inputs_of, json_beside, require_ours
+from xvlm_cli.json_lines import Line, from_stdin, require_text
 from xvlm_cli.output import Output
-from xvlm_core.errors import DataError, OutputError, UsageError
+from xvlm_core.errors import OutputError, UsageError
 
 _EXAMPLE = 'xvlm predict nlvr2 a.jpg b.jpg "both pictures contain a dog"'
 _LINE = '{"images": ["a.jpg", "b.jpg"], "statements": ["both pictures contain a dog"]}'
@@ -19,11 +17,18 @@ _LINE = '{"images": ["a.jpg", "b.jpg"], "statements": ["both pictures contain a 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures and what may be true of them."""
+    """Two pictures and what may be true of them.
+
+    Attributes:
+        left, right: the pictures.
+        statements: about both.
+        where: the line that named them; None: they were typed.
+    """
 
     left: Path
     right: Path
     statements: tuple[str, ...]
+    where: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.left} {self.right}"
@@ -44,7 +49,7 @@ def read(words: Sequence[str], more_statements: Sequence[str], out: Output) -> l
     pairs: list[Pair] = []
     for word in words:
         if word == "-":
-            pairs += _from_stdin()
+            pairs += [_pair(line) for line in from_stdin(_LINE)]
         elif URL.match(word):
             raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
         elif (found := inputs_of(word, out)) is not None:
@@ -53,8 +58,7 @@ def read(words: Sequence[str], more_statements: Sequence[str], out: Output) -> l
             statements.append(word)
     statements += more_statements
     for statement in statements:
-        if not statement.strip() or not is_text(statement):
-            raise UsageError("a statement is empty or no UTF-8 text", try_=_EXAMPLE)
+        require_text(statement, "statement", None, _EXAMPLE)
     if pairs and not pictures:
         if statements:
             raise UsageError("statements belong into the lines of standard input", try_=_LINE)
@@ -110,35 +114,9 @@ def _names(pairs: Sequence[Pair], folder: Path) -> list[Path]:
     return names
 
 
-def _from_stdin() -> list[Pair]:
-    # bytes where there are some: JSON is UTF-8 whatever the locale says
-    stream: Iterable[str | bytes] = getattr(sys.stdin, "buffer", sys.stdin) or ()
-    pairs = [
-        _pair(line, f"standard input, line {number}")
-        for number, line in enumerate(stream, 1)
-        if line.strip()
-    ]
-    if not pairs:
-        raise DataError("standard input holds no line", try_=_LINE)
-    return pairs
-
-
-def _pair(line: str | bytes, where: str) -> Pair:
-    try:
-        value: Any = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}", where=where, try_=_LINE) from error
-    images = value.get("images") if isinstance(value, dict) else None
-    statements = value.get("statements") if isinstance(value, dict) else None
+def _pair(line: Line) -> Pair:
+    images = line.fields.get("images")
     if not isinstance(images, list) or len(images) != 2:
-        raise DataError("no two images in the line", where=where, try_=_LINE)
-    for image in images:
-        if not isinstance(image, str) or not image or "\0" in image or not is_text(image):
-            raise DataError("an image of the line is no path", where=where, try_=_LINE)
-        if URL.match(image):
-            raise UsageError(f"{image} is a URL; nothing is fetched", where=where, try_=_LINE)
-    if not isinstance(statements, list) or not statements:
-        raise DataError("no statements in the line", where=where, try_=_LINE)
-    if not all(isinstance(s, str) and s.strip() and is_text(s) for s in statements):
-        raise UsageError("a statement is empty or no text", where=where, try_=_LINE)
-    return Pair(Path(images[0]), Path(images[1]), tuple(statements))
+        raise line.lacks("no two images in the line")
+    left, right = (line.picture(image, "an image of the line is no path") for image in images)
+    return Pair(left, right, line.texts("statements", "statement"), line.where)

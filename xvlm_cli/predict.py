@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +61,31 @@ class Request:
     index: Path | None
     rebuild: bool
     region: bool
+
+
+_TASK_OF = {
+    "--explain": "grounding",
+    "--proposals": "grounding",
+    "--index": "retrieval",
+    "--rebuild": "retrieval",
+    "--region": "retrieval",
+}
+"""Options that one task alone has a use for."""
+
+
+def _require_sense(task: str, given: Sequence[str], device: str) -> None:
+    """What can be refused before a model is looked for."""
+    from xvlm_core.errors import UsageError
+
+    for option in given:
+        if _TASK_OF[option] != task:
+            raise UsageError(
+                f"{option} is for {_TASK_OF[option]}, not for {task}", try_="leave it out"
+            )
+    if device not in ("auto", "cpu"):
+        from xvlm_core.inference.reading import device_of
+
+        device_of(device)
 
 
 def _complete_task(incomplete: str) -> list[str]:
@@ -146,6 +172,14 @@ def predict(
             f"no task {task!r}; there is {', '.join(TASKS)}",
             try_=f'xvlm predict {near[0] if near else "grounding"} image.jpg "a phrase"',
         )
+    given = {
+        "--explain": explain,
+        "--proposals": proposals is not None,
+        "--index": index is not None,
+        "--rebuild": rebuild,
+        "--region": region,
+    }
+    _require_sense(task, [option for option, is_given in given.items() if is_given], device)
     request = Request(
         task=task,
         words=tuple(words or ()),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
+from xvlm_core.listing import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,6 +37,7 @@ def run(request: Request, out: Output) -> None:
         targets = inputs.targets(
             items, request.output, overwrite=request.overwrite, explain=request.explain
         )
+    index = _proposals(request.proposals) if request.proposals is not None else None
     found = find_checkpoint(
         request.checkpoint, PREDICT_GROUNDING, os.environ, download=request.download
     )
@@ -46,17 +50,26 @@ def run(request: Request, out: Output) -> None:
         lines += [f"would write {target}" for target in written]
         out.result({"pictures": rows, "write": written, "model": found.origin}, lines)
         return
-    _ground(items, targets, found, request, out)
+    _ground(items, targets, found, index, request, out)
 
 
 def _ground(
-    items: Sequence[Item], targets: Sequence[Path], found: Any, request: Request, out: Output
+    items: Sequence[Item],
+    targets: Sequence[Path],
+    found: Any,
+    index: ProposalIndex | None,
+    request: Request,
+    out: Output,
 ) -> None:
     from xvlm_core.errors import DataError
     from xvlm_core.inference.predictor import Predictor
+    from xvlm_core.inference.reading import read_text
 
-    index = _proposals(request.proposals) if request.proposals is not None else None
     predictor = Predictor.from_folder(found.folder, request.device)
+    read_all(
+        ((phrase, item.where) for item in items for phrase in item.phrases),
+        partial(read_text, tokenizer=predictor.tokenizer, info=predictor.info),
+    )
     progress = Progress(quiet=out.quiet)
     pictures: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -104,9 +117,9 @@ def _ground(
         out.warn(f"a phrase is too long: of {phrase[:40]!r}... only {read_as!r} was read")
     for reason, paths in without.items():
         instead = "the heat map's own box" if predictor.finds_without_boxes else "the box head"
-        out.warn(f"{reason} for {_some(paths)}: {instead} answers there")
+        out.warn(f"{reason} for {some(paths)}: {instead} answers there")
     if cold:
-        out.warn(f"the heat map speaks for no place, the box is a guess: {_some(cold)}")
+        out.warn(f"the heat map speaks for no place, the box is a guess: {some(cold)}")
     if pictures:
         out.result(
             {
@@ -125,9 +138,9 @@ def _ground(
             _lines(pictures, found, predictor.layer),
         )
     if problems:
-        some = f"{len(problems)} of {len(items)} pictures" if len(items) > 1 else "the picture"
+        which = f"{len(problems)} of {len(items)} pictures" if len(items) > 1 else "the picture"
         raise DataError(
-            problems[0] if len(problems) == 1 else f"{some} cannot be used",
+            problems[0] if len(problems) == 1 else f"{which} cannot be used",
             details=problems if len(problems) > 1 else (),
             where=f"{len(pictures)} of {len(items)} pictures were answered",
             try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
@@ -172,11 +185,6 @@ def _boxes(index: ProposalIndex, item: Item, image: Any, without: dict[str, list
 def _is_cold(grounding: Any) -> bool:
     score = grounding.proposal_score
     return grounding.found_by == "no heat" or (score is not None and score <= 0)
-
-
-def _some(things: Sequence[Any]) -> str:
-    more = f" and {len(things) - 3} more" if len(things) > 3 else ""
-    return ", ".join(str(thing) for thing in things[:3]) + more
 
 
 def _batches(items: Sequence[Item], problems: list[str]) -> Iterator[list[tuple[int, Item, Any]]]:
@@ -255,7 +263,7 @@ def _lines(pictures: Sequence[dict[str, Any]], found: Any, layer: int) -> list[s
     for key, said in (("annotated", "Drawn"), ("explained", "Explained")):
         written = [picture[key] for picture in pictures if key in picture]
         if written:
-            lines.append(f"{said}: {_some(written)}")
+            lines.append(f"{said}: {some(written)}")
     layers = [picture["word_layer"] for picture in pictures if "word_layer" in picture]
     if layers:
         words = "no layer" if layers[0] is None else f"layer {layers[0]}"

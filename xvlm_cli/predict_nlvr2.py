@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
+from xvlm_core.listing import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,8 +51,13 @@ def _judge(
 ) -> None:
     from xvlm_core.errors import DataError
     from xvlm_core.inference.pair_judge import PairJudge
+    from xvlm_core.inference.reading import read_text
 
     judge = PairJudge.from_folder(found.folder, device)
+    read_all(
+        ((statement, pair.where) for pair in pairs for statement in pair.statements),
+        partial(read_text, tokenizer=judge.tokenizer, info=judge.info),
+    )
     progress = Progress(quiet=out.quiet)
     answered: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -84,9 +92,9 @@ def _judge(
             _lines(answered, found),
         )
     if problems:
-        some = f"{len(problems)} of {len(pairs)} pairs" if len(pairs) > 1 else "the pair"
+        which = f"{len(problems)} of {len(pairs)} pairs" if len(pairs) > 1 else "the pair"
         raise DataError(
-            problems[0] if len(problems) == 1 else f"{some} cannot be judged",
+            problems[0] if len(problems) == 1 else f"{which} cannot be judged",
             details=problems if len(problems) > 1 else (),
             where=f"{len(answered)} of {len(pairs)} pairs were answered",
             try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
@@ -152,6 +160,5 @@ def _lines(answered: Sequence[dict[str, Any]], found: Any) -> list[str]:
     lines = [*table(header, rows), "", f"Answered by: {found.origin}"]
     written = [str(row["drawn"]) for row in answered if "drawn" in row]
     if written:
-        more = f" and {len(written) - 3} more" if len(written) > 3 else ""
-        lines.append(f"Drawn: {', '.join(written[:3])}{more}")
+        lines.append(f"Drawn: {some(written)}")
     return lines

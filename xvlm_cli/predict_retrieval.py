@@ -11,8 +11,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
+from xvlm_core.listing import some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from xvlm_core.inference.search_index import Builder, IndexFolder, SearchIndex
 
 _PROBABLE = 0.5
-_SHOWN = 3
 
 
 def run(request: Request, out: Output) -> None:
@@ -90,7 +91,8 @@ def _search(
         _plan(asked, collection, targets, found, out)
         return
     retriever = Retriever.from_folder(found.folder, request.device)
-    texts = [retriever.read(text) for text in asked.texts]  # before the work: it may be refused
+    wanted = ((text, asked.where.get(text)) for text in asked.texts)
+    texts = list(read_all(wanted, retriever.read).values())  # before the work: it may be refused
     _warn_of(texts, out)
     progress = Progress(quiet=out.quiet)
     updated = update(
@@ -269,10 +271,7 @@ def _rank(asked: Asked, found: Any, request: Request, out: Output, *, region: bo
         out.result({"pictures": rows, "write": targets, "model": found.origin}, lines)
         return
     retriever = Retriever.from_folder(found.folder, request.device)
-    read: dict[str, ReadText] = {}
-    for text in (text for item in items for text in item.phrases):
-        if text not in read:
-            read[text] = retriever.read(text)
+    read = read_all(((text, item.where) for item in items for text in item.phrases), retriever.read)
     _warn_of(list(read.values()), out)
     ranked = retriever.rank(
         [item.path for item in items],
@@ -378,8 +377,7 @@ def _without_empty(
 
 def _drawn(rows: Sequence[dict[str, Any]]) -> list[str]:
     drawn = [row["drawn"] for row in rows if "drawn" in row]
-    more = f" and {len(drawn) - _SHOWN} more" if len(drawn) > _SHOWN else ""
-    return [f"Drawn: {', '.join(drawn[:_SHOWN])}{more}"] if drawn else []
+    return [f"Drawn: {some(drawn)}"] if drawn else []
 
 
 def _model(found: Any, retriever: Retriever) -> dict[str, Any]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from xvlm_cli.inputs import RETRIEVED, URL, Item, inputs_of, is_text, require_ours
+from xvlm_cli.inputs import RETRIEVED, URL, Item, inputs_of, require_ours
+from xvlm_cli.json_lines import Line, from_stdin, require_text
 from xvlm_cli.output import Output
 from xvlm_core.errors import DataError, OutputError, UsageError
 
@@ -30,15 +28,20 @@ class Asked:
         folder: the collection; None: ``items`` are asked about one by one.
         texts: to look for in the folder.
         items: pictures with their texts.
+        where: the line of each text to look for that came in one.
     """
 
     folder: Path | None
     texts: tuple[str, ...]
     items: tuple[Item, ...]
+    where: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
-class _Line:
+class _Given:
+    """What a line holds."""
+
+    where: str
     image: Path | None
     texts: tuple[str, ...]
 
@@ -55,10 +58,10 @@ def read(words: Sequence[str], more_texts: Sequence[str], out: Output) -> Asked:
     folders: dict[Path, None] = {}
     pictures: dict[Path, None] = {}
     texts: list[str] = []
-    lines: list[tuple[str, _Line]] = []
+    lines: list[_Given] = []
     for word in words:
         if word == "-":
-            lines += _from_stdin()
+            lines += [_given(line) for line in from_stdin(_LINE)]
         elif URL.match(word):
             raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the pictures first")
         elif (folder := _folder(word)) is not None:
@@ -69,15 +72,14 @@ def read(words: Sequence[str], more_texts: Sequence[str], out: Output) -> Asked:
             texts.append(word)
     texts += more_texts
     for text in texts:
-        if not text.strip() or not is_text(text):
-            raise UsageError("a text is empty or no UTF-8", try_=_EXAMPLE)
+        require_text(text, "text", None, _EXAMPLE)
     if folders:
         return _of_folder(list(folders), list(pictures), texts, lines)
     items = [Item(path, tuple(dict.fromkeys(texts))) for path in pictures]
-    for where, line in lines:
+    for line in lines:
         if line.image is None:
-            raise DataError("no image in the line, and no folder", where=where, try_=_LINE)
-        items.append(Item(line.image, line.texts))
+            raise DataError("no image in the line, and no folder", where=line.where, try_=_LINE)
+        items.append(Item(line.image, line.texts, line.where))
     if not items:
         raise UsageError("no folder and no picture was given", try_=_EXAMPLE)
     if pictures and not texts:
@@ -94,7 +96,7 @@ def _of_folder(
     folders: Sequence[Path],
     pictures: Sequence[Path],
     texts: Sequence[str],
-    lines: Sequence[tuple[str, _Line]],
+    lines: Sequence[_Given],
 ) -> Asked:
     if len(folders) > 1:
         raise UsageError(
@@ -107,19 +109,23 @@ def _of_folder(
             "them at a time (if it is meant as a text, --phrase)",
             try_=f"{_EXAMPLE}; or {_PICTURE_EXAMPLE}",
         )
-    asked = list(texts)
-    for where, line in lines:
+    asked: dict[str, str | None] = dict.fromkeys(texts)
+    for line in lines:
         if line.image is not None:
             raise UsageError(
-                "an image in the line, and a folder to be searched", where=where, try_=_FOLDER_LINE
+                "an image in the line, and a folder to be searched",
+                where=line.where,
+                try_=_FOLDER_LINE,
             )
-        asked += line.texts
+        for text in line.texts:
+            asked.setdefault(text, line.where)
     if not asked:
         raise UsageError(
             "no text was given (a word that names a file or folder is no text)",
             try_=f'xvlm predict retrieval {folders[0]} "a dog on the grass"',
         )
-    return Asked(folders[0], tuple(dict.fromkeys(asked)), ())
+    where = {text: line_of for text, line_of in asked.items() if line_of is not None}
+    return Asked(folders[0], tuple(asked), (), where)
 
 
 def _folder(word: str) -> Path | None:
@@ -134,38 +140,12 @@ def _folder(word: str) -> Path | None:
         return None
 
 
-def _from_stdin() -> list[tuple[str, _Line]]:
-    # bytes where there are some: JSON is UTF-8 whatever the locale says
-    stream: Iterable[str | bytes] = getattr(sys.stdin, "buffer", sys.stdin) or ()
-    lines = []
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            where = f"standard input, line {number}"
-            lines.append((where, _line(line, where)))
-    if not lines:
-        raise DataError("standard input holds no line", try_=_LINE)
-    return lines
-
-
-def _line(line: str | bytes, where: str) -> _Line:
-    try:
-        value: Any = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}", where=where, try_=_LINE) from error
-    image = value.get("image") if isinstance(value, dict) else None
-    texts = value.get("texts") if isinstance(value, dict) else None
-    if not isinstance(texts, list) or not texts:
-        raise DataError("no texts in the line", where=where, try_=_LINE)
-    if not all(isinstance(t, str) and t.strip() and is_text(t) for t in texts):
-        raise UsageError("a text is empty or no text", where=where, try_=_LINE)
-    distinct = tuple(dict.fromkeys(texts))
+def _given(line: Line) -> _Given:
+    texts = tuple(dict.fromkeys(line.texts("texts", "text")))
+    image = line.fields.get("image")
     if image is None:
-        return _Line(None, distinct)
-    if not isinstance(image, str) or not image or "\0" in image or not is_text(image):
-        raise DataError("the image of the line is no path", where=where, try_=_LINE)
-    if URL.match(image):
-        raise UsageError(f"{image} is a URL; nothing is fetched", where=where, try_=_LINE)
-    return _Line(Path(image), distinct)
+        return _Given(line.where, None, texts)
+    return _Given(line.where, line.picture(image, "the image of the line is no path"), texts)
 
 
 def targets(

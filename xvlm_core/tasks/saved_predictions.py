@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import DataError
+from xvlm_core.listing import some_lines
 from xvlm_core.tasks.base import Prediction
 
-_EXAMPLES = 5
 _MOST_PIXELS = 1e9
 
 
@@ -64,7 +64,7 @@ def read_answers(
         raise DataError(
             f"{_counted(len(again), 'id')} of {path.name} {'is' if len(again) == 1 else 'are'} "
             "answered more than once",
-            details=_few(twice),
+            details=some_lines(twice),
             where=str(path),
             try_="one line an id",
         )
@@ -238,7 +238,7 @@ def join(
         raise DataError(
             f"{_counted(len(left), 'id')} of {path.name} {'is' if len(left) == 1 else 'are'} "
             "not in the data",
-            details=_few(lines),
+            details=some_lines(lines),
             where=str(path),
             try_="--data and --split that the predictions are of (several: --split testA,testB)",
         )
@@ -247,16 +247,11 @@ def join(
         raise DataError(
             f"{_counted(n, 'item')} of the data {'has' if n == 1 else 'have'} no prediction in "
             f"{path.name}",
-            details=_few([_short(name) for name in missing]),
+            details=some_lines([_short(name) for name in missing]),
             where=str(path),
             try_="--allow-missing  (counts them as wrong)",
         )
     return Joined(predictions, missing)
-
-
-def _few(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _EXAMPLES
-    return [*lines[:_EXAMPLES], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def _counted(n: int, what: str) -> str:
