@@ -15,11 +15,17 @@ from torch import Tensor
 from tests.golden.case import packed, padded
 from tests.golden.step import Reproduced
 from tests.golden.task_case import TaskCase
+from xvlm_core.inference.answer_ranking import Candidates, first_words, rank_answers
 from xvlm_core.models.captioner import Captioner
 from xvlm_core.models.nlvr2 import NLVR2
 from xvlm_core.models.packing import PackedTexts, Packing
 from xvlm_core.models.text import TextStates
 from xvlm_core.models.vqa import VQA
+from xvlm_core.objectives.answer_generation import (
+    NOTHING,
+    answer_generation_loss,
+    answer_losses,
+)
 
 SEP = 3
 PROMPT = 4
@@ -118,41 +124,40 @@ def vqa(case: TaskCase) -> dict[str, Reproduced]:
         io["image"], packed(io["question_ids"], io["question_atts"]), torch.arange(n)
     )
 
-    def logits_of(ids: Tensor, atts: Tensor, question: Tensor) -> Tensor:
-        texts = packed(ids, atts)
-        out = model.answer_logits(questions, texts, question)
-        return unpacked(out, texts.packing, ids.shape[1])
-
-    def losses_of(logits: Tensor, ids: Tensor, atts: Tensor) -> Tensor:
-        labels = ids[:, 1:].masked_fill(atts[:, 1:] == 0, -100)
-        return F.cross_entropy(
-            logits[:, :-1].transpose(1, 2), labels, reduction="none", ignore_index=-100
-        ).sum(1)
-
     ids, atts = io["answer_ids"], io["answer_atts"]
     question = torch.arange(n).repeat_interleave(io["answers_per_question"])
-    logits = logits_of(ids, atts, question)
-    losses = losses_of(logits, ids, atts)
+    answers = packed(ids, atts)
+    logits_NV = model.answer_logits(questions, answers, question)
+    losses = answer_losses(
+        logits_NV, answers.following(NOTHING), answers.packing.text_of_token("cpu"), len(ids)
+    )
 
-    candidates, masks = io["candidate_ids"], io["candidate_atts"]
-    start = candidates[:1, :1].expand(n, 1)
-    first = logits_of(start, torch.ones_like(start), torch.arange(n))[:, 0].softmax(-1)
-    first_probs = first[:, candidates[:, 1]]
-    probability, best = first_probs.topk(4, dim=1)
-    rows = best.reshape(-1)
-    of_row = torch.arange(n).repeat_interleave(4)
-    own = logits_of(candidates[rows], masks[rows], of_row)
-    score = probability.log() - losses_of(own, candidates[rows], masks[rows]).view(n, 4)
-    ranked, order = score.softmax(-1).sort(descending=True)
+    rows = packed(io["candidate_ids"], io["candidate_atts"] - _last(io["candidate_atts"]))
+    starts, lengths = rows.packing.starts, rows.packing.lengths
+    candidates = Candidates(
+        tuple(map(str, range(len(starts)))),
+        tuple(
+            tuple(rows.ids_N[at : at + n].tolist()) for at, n in zip(starts, lengths, strict=True)
+        ),
+        SEP,
+    )
+    ranking = rank_answers(model, questions, candidates, scheme="released", k=4)
     return {
         "question_states": Reproduced(padded(questions, length), io["question_atts"].bool()),
-        "decoder_logits": Reproduced(logits, atts.bool()),
+        "decoder_logits": Reproduced(
+            unpacked(logits_NV, answers.packing, ids.shape[1]), atts.bool()
+        ),
         "answer_losses": Reproduced(losses),
-        "loss": Reproduced((losses * io["answer_weights"]).sum() / n),
-        "first_token_probs": Reproduced(first_probs),
-        "topk_ids_k4": Reproduced(best.gather(1, order)),
-        "topk_probs_k4": Reproduced(ranked),
+        "loss": Reproduced(answer_generation_loss(losses, io["answer_weights"], n)),
+        "first_token_probs": Reproduced(first_words(model, questions, candidates).exp()),
+        "topk_ids_k4": Reproduced(ranking.answer_QK),
+        "topk_probs_k4": Reproduced(ranking.probability_QK),
     }
+
+
+def _last(atts: Tensor) -> Tensor:
+    """1 at the last real token of each row (SEP), else 0."""
+    return F.one_hot(atts.sum(1) - 1, atts.shape[1])
 
 
 @dataclass(frozen=True)

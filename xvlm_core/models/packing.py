@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -89,6 +90,11 @@ class Packing:
         rows = [torch.arange(g.length).repeat(g.rows) for g in self.groups]
         return torch.cat(rows).to(device)
 
+    def text_of_token(self, device: torch.device | str) -> Tensor:
+        """The text that each packed token belongs to, by text number, ``(N,)`` int64."""
+        lengths = torch.tensor([self.lengths[b] for b in self.order])
+        return torch.tensor(self.order).repeat_interleave(lengths).to(device)
+
     def first_tokens(self, device: torch.device | str) -> Tensor:
         """Packed index of the first token (CLS) of each text, by text number, ``(B,)``."""
         return torch.tensor(self.starts, device=device)
@@ -131,6 +137,18 @@ class PackedTexts:
     def to(self, device: torch.device | str) -> PackedTexts:
         """The same texts on another device."""
         return PackedTexts(self.ids_N.to(device, non_blocking=True), self.packing)
+
+    def following(self, end: int) -> Tensor:
+        """The token that follows each packed token in its text, ``(N,)`` int64.
+
+        Args:
+            end: what follows the last one.
+        """
+        parts = [
+            F.pad(self.ids_N[g.start : g.stop].view(g.rows, g.length)[:, 1:], (0, 1), value=end)
+            for g in self.packing.groups
+        ]
+        return torch.cat([self.ids_N[:0], *(part.reshape(-1) for part in parts)])
 
     def join(self, other: PackedTexts) -> PackedTexts:
         """These texts followed by the other's, packed together."""
