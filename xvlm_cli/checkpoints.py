@@ -15,6 +15,7 @@ NEWEST = "newest-"
 
 _EXAMPLES = {
     "pretrain": "xvlm pretrain --recipe 16m",
+    "box_pretrain": "xvlm pretrain --recipe box, or init.checkpoint=newest-pretrain",
     "nlvr2_pretrain": "xvlm pretrain --recipe nlvr2, or init.checkpoint=newest-pretrain",
 }
 """What makes a run of a task."""

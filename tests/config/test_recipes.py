@@ -285,7 +285,7 @@ def test_extra_box_pretraining_has_the_released_values() -> None:
     data, regions, parts = recipe.data, recipe.data.regions, recipe.train.micro_batches
     assert regions is not None
     assert parts is not None
-    assert (recipe.task, recipe.init.checkpoint) == ("pretrain", "newest-pretrain")
+    assert (recipe.task, recipe.init.checkpoint) == ("box_pretrain", "newest-pretrain")
     assert regions.stores == ("coco", "vg")
     assert (regions.batch_texts, regions.max_images) == (24 * parts, 9 * parts)
     assert (regions.max_regions, regions.min_perc_in_image, regions.caption) == (5, 0.5, False)

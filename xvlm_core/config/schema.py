@@ -15,7 +15,13 @@ from xvlm_core.data.records import REGION_KINDS, RegionKind
 from xvlm_core.models.sizes import SIZES, ModelConfig
 
 TaskName = Literal[
-    "pretrain", "grounding", "weak_grounding", "retrieval", "nlvr2", "nlvr2_pretrain"
+    "pretrain",
+    "box_pretrain",
+    "grounding",
+    "weak_grounding",
+    "retrieval",
+    "nlvr2",
+    "nlvr2_pretrain",
 ]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

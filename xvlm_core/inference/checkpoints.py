@@ -27,9 +27,10 @@ PREDICT_RETRIEVAL = "predict retrieval"
 """Searching: all that has vectors of pictures and texts, and a matching head."""
 
 _FITTING: dict[str, tuple[str, ...]] = {
-    # A pre-trained model has the box and the matching head too.
-    "grounding": ("grounding", "pretrain"),
-    PREDICT_GROUNDING: ("grounding", "weak_grounding", "pretrain", "retrieval"),
+    # A pre-trained model has the box and the matching head too; where boxes came last, the matching
+    # head may lag behind.
+    "grounding": ("grounding", "pretrain", "box_pretrain"),
+    PREDICT_GROUNDING: ("grounding", "weak_grounding", "pretrain", "box_pretrain", "retrieval"),
     # The heat map needs the matching head alone.
     "weak_grounding": ("weak_grounding", "retrieval", "pretrain", "grounding"),
     "pretrain": ("pretrain",),

@@ -151,3 +151,14 @@ class PretrainTask(RecipeTask):
             self.info(),
             limit=self.recipe.data.validation_limit,
         )
+
+
+class BoxPretrainTask(PretrainTask):
+    """Pre-training of a model that goes on to grounding: another task, another kind of run.
+
+    Its recipes give the other losses no weight, so that the contrastive and the matching head are
+    no longer those of the encoders: what retrieves must not start from such a run by chance.
+    """
+
+    name = "box_pretrain"
+    about = "pre-trained, then on boxes"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, str] = {
     "pretrain": "contrastive, matching, masked words and boxes, on whole pictures and on regions",
+    "box_pretrain": "boxes alone, after pretrain: prepares for grounding",
     "grounding": "the box of what a phrase names, and whether it is there at all",
     "weak_grounding": "grounding learnt from pictures and phrases alone, without a box",
     "retrieval": "the text of a picture among many, and the picture of a text",
@@ -124,6 +125,7 @@ def _command(name: str, place: Path | str) -> str:
 
 _CLASSES = {
     "pretrain": "pretrain:PretrainTask",
+    "box_pretrain": "pretrain:BoxPretrainTask",
     "grounding": "grounding:GroundingTask",
     "weak_grounding": "weak_grounding:WeakGroundingTask",
     "retrieval": "retrieval:RetrievalTask",

@@ -51,7 +51,8 @@ def _header(info: ModelInfo) -> str:
 
 def _use(info: ModelInfo, name: str) -> list[str]:
     lines = ["pip install xvlm"]
-    if info.task in ("grounding", "pretrain") and {"box", "matching"} <= set(info.config.heads):
+    finds_boxes = info.task in ("grounding", "pretrain", "box_pretrain")
+    if finds_boxes and {"box", "matching"} <= set(info.config.heads):
         lines.append(
             'xvlm predict grounding image.jpg "man wearing backpack" '
             f"--checkpoint {name} --download"
