@@ -149,3 +149,87 @@ def test_a_released_pretraining_file_gives_the_same_model_as_our_folder(tmp_path
         mine, theirs = one.state_dict(), other.state_dict()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
         assert told[0].lines[1:4] == told[1].lines[1:4], "as many tensors come from the file"
+
+
+# ------------------------------------------------------------------ the answer decoder
+
+
+def of_picture_width(width: int) -> ModelConfig:
+    tree = PLAIN.model_dump()
+    tree["vision"]["embed_dim"] = width >> (len(PLAIN.vision.depths) - 1)
+    return ModelConfig.model_validate(tree)
+
+
+WIDE = of_picture_width(2 * PLAIN.text.hidden_size)
+SAME = of_picture_width(PLAIN.text.hidden_size)
+
+
+def decoder(plain: ModelConfig = WIDE, layers: int = 2) -> ModelConfig:
+    tree = plain.model_dump() | {"heads": (), "decoder_layers": layers}
+    return ModelConfig.model_validate(tree)
+
+
+def test_the_cross_layers_of_a_pretrained_model_become_the_answer_decoder(tmp_path: Path) -> None:
+    folder, state = folder_of(tmp_path, WIDE)
+    model = made(decoder(), seed=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_from_folder(model, folder)
+    fresh = {note.name for note in report.fresh}
+    assert fresh == {
+        f"decoder.layers.{layer}.cross_attention.{part}.{leaf}"
+        for layer in (0, 1)
+        for part in ("key", "value")
+        for leaf in ("weight", "bias")
+    }
+    assert fresh == model.larger_lr_names, "what no pre-training brings learns faster"
+    for name, value in model.state_dict().items():
+        source = name.replace("decoder.layers.1.", "text.layers.3.")
+        source = source.replace("decoder.layers.0.", "text.layers.2.").replace("decoder.", "text.")
+        assert torch.equal(value, before[name] if name in fresh else state[source]), name
+    accounted(report, model, state)
+    assert not {note.name.split(".")[0] for note in report.dropped} & {"text", "vision"}
+    said = "\n".join(start_from_checkpoint(model, folder).notes)
+    assert "fresh: keys and values of the answer decoder" in said
+    assert "left out: bbox_head, itm_head, temp, text_proj, vision_proj" in said
+
+
+def test_the_decoder_takes_the_keys_too_where_pictures_are_as_wide_as_texts(tmp_path: Path) -> None:
+    folder, state = folder_of(tmp_path, SAME)
+    model = made(decoder(SAME), seed=2)
+    report = load_from_folder(model, folder)
+    assert not report.fresh
+    assert not model.larger_lr_names
+    name = "cross_attention.key.weight"
+    own = model.state_dict()[f"decoder.layers.1.{name}"]
+    assert torch.equal(own, state[f"text.layers.3.{name}"])
+
+
+def test_a_decoder_of_more_layers_than_there_are_is_refused(tmp_path: Path) -> None:
+    folder, _ = folder_of(tmp_path, WIDE)
+    with pytest.raises(CheckpointError, match="another size") as caught:
+        load_from_folder(made(decoder(layers=3)), folder)
+    assert any("decoder.layers.2." in line for line in caught.value.details)
+
+
+def test_a_released_pretraining_file_gives_the_same_answer_decoder_as_our_folder(
+    tmp_path: Path,
+) -> None:
+    folder, state = folder_of(tmp_path / "ours", WIDE)
+    path = tmp_path / "released.safetensors"
+    official = to_official(state, WIDE)
+    save_file({name: value.clone().contiguous() for name, value in official.items()}, path)
+    one, other = made(decoder(), seed=2), made(decoder(), seed=2)
+    told = start_from_checkpoint(one, folder), start_from_checkpoint(other, path)
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert told[0].lines[1:4] == told[1].lines[1:4], "as many tensors come from the file"
+    assert all("fresh: keys and values of the answer decoder" in t.notes for t in told)
+
+
+def test_a_model_that_answers_starts_a_model_that_answers_and_no_other(tmp_path: Path) -> None:
+    folder, state = folder_of(tmp_path, decoder())
+    model = made(decoder(), seed=2)
+    assert not load_from_folder(model, folder).fresh
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"answer decoder \(VQA\)"):
+        load_from_folder(made(WIDE), folder)

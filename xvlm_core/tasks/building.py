@@ -18,7 +18,7 @@ from xvlm_core.weights.folder import TOKENIZER
 from xvlm_core.weights.official import from_official
 from xvlm_core.weights.pretrained import load_text, load_vision
 from xvlm_core.weights.reading import Note, read_state_file
-from xvlm_core.weights.transplant import head_of, load_from_folder
+from xvlm_core.weights.transplant import head_of, load_from_folder, why_fresh
 
 
 def open_stores(recipe: Recipe, names: Sequence[str]) -> list[Store]:
@@ -158,10 +158,10 @@ def initialise(model: XVLM, recipe: Recipe) -> FirstWeights:
 def start_from_checkpoint(model: XVLM, source: Path) -> FirstWeights:
     """Load a model folder, or a released checkpoint file, into a model that may differ in heads.
 
-    A model of two pictures a text takes each cross layer of a pre-trained one twice
-    (:mod:`xvlm_core.weights.transplant`). Position tables are resized to the model's picture size.
-    Heads the model lacks are left out, heads the checkpoint lacks stay fresh; both are said in what
-    is returned.
+    A model of two pictures a text takes each cross layer of a pre-trained one twice, an answer
+    decoder takes them as well (:mod:`xvlm_core.weights.transplant`). Position tables are resized to
+    the model's picture size. Heads the model lacks are left out, heads the checkpoint lacks stay
+    fresh; both are said in what is returned.
 
     Raises:
         CheckpointError: missing, damaged, or of another size.
@@ -195,7 +195,7 @@ def _start_from_official(model: XVLM, source: Path) -> FirstWeights:
     report = dataclasses.replace(
         report,
         missing=(),
-        fresh=(*report.fresh, *(Note(n, "the checkpoint has no such head") for n in missing)),
+        fresh=(*report.fresh, *(Note(n, why_fresh(n)) for n in missing)),
     )
     more = _about_heads([], missing)
     return account_for(model, [Source("weights", str(source), report)], more)

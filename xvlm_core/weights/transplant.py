@@ -3,7 +3,9 @@
 A model of another arrangement than pre-training's takes the weights of a pre-trained one as the
 released code does (official.md 5.3). For NLVR2 each cross layer feeds two: the one that looks at
 the first picture and the one that looks at the second; the keys and values that these share are
-there once. Released files take the way of :mod:`xvlm_core.weights.official_names`.
+there once. For VQA the cross layers feed the answer decoder as well, which looks at questions: its
+keys and values stay fresh where pictures are of another width than texts. Released files take the
+way of :mod:`xvlm_core.weights.official_names`.
 """
 
 from __future__ import annotations
@@ -29,10 +31,14 @@ HEADS = (
     "text_proj",
     "temp",
     "text.lm_head",
+    "decoder.lm_head",
     "cls_head",
     "ta_head",
 )
 """What one task needs and another lacks: left out, or fresh, and said."""
+
+_DECODER_KEYS = re.compile(r"decoder\.layers\.\d+\.cross_attention\.(?:key|value)\.")
+DECODER_KEYS = "keys and values of the answer decoder"
 
 _LAYER = re.compile(r"text\.layers\.(\d+)\.")
 _KINDS: dict[Kind, str] = {
@@ -41,13 +47,22 @@ _KINDS: dict[Kind, str] = {
     "decoder": "a model with an answer decoder (VQA)",
     "causal": "a captioner",
 }
-_FEEDS: dict[Kind, tuple[Kind, ...]] = {"plain": ("plain", "pairs")}
+_FEEDS: dict[Kind, tuple[Kind, ...]] = {"plain": ("plain", "pairs", "decoder")}
 """The arrangements that a model of another one can start; each can start its own."""
 
 
 def head_of(name: str) -> str | None:
-    """The head that a parameter belongs to, if any."""
+    """The head that a parameter belongs to, if any; what else may be fresh counts as one."""
+    if _DECODER_KEYS.match(name):
+        return DECODER_KEYS
     return next((head for head in HEADS if name == head or name.startswith(f"{head}.")), None)
+
+
+def why_fresh(name: str) -> str:
+    """Why a parameter is not taken from the checkpoint."""
+    if head_of(name) == DECODER_KEYS:
+        return "it looks at questions, what the checkpoint has at pictures"
+    return "the checkpoint has no such head"
 
 
 def feeds(theirs: ModelConfig, ours: ModelConfig) -> bool:
@@ -66,8 +81,22 @@ def sources_of(theirs: ModelConfig, ours: ModelConfig, names: Collection[str]) -
     """
     if kind_of(theirs) == kind_of(ours):
         return {name: name for name in names}
+    if kind_of(ours) == "decoder":
+        return {name: _before_copying(name, ours) for name in names}
     assert kind_of(ours) == "pairs", "the arrangements that are known"
     return {name: _before_doubling(name, ours.text.fusion_layer) for name in names}
+
+
+def _before_copying(name: str, ours: ModelConfig) -> str:
+    """The name of a parameter where no decoder is made of the cross layers."""
+    inner = name.removeprefix("decoder.")
+    looks_at_pictures = _DECODER_KEYS.match(name) and ours.vision.width != ours.text.hidden_size
+    if inner == name or looks_at_pictures:
+        return name
+    if not inner.startswith("layers."):
+        return f"text.{inner}"
+    _, layer, rest = inner.split(".", 2)
+    return f"text.layers.{ours.text.fusion_layer + int(layer)}.{rest}"
 
 
 def _before_doubling(name: str, fusion_layer: int) -> str:
@@ -119,7 +148,7 @@ def load_from_folder(model: XVLM, folder: Path) -> Report:
         ),
         converted=tuple(Note(name, what) for name, what in converted.items()),
         dropped=tuple(Note(name, "this model carries no such head") for name in left_out),
-        fresh=tuple(Note(name, "the checkpoint has no such head") for name in missing),
+        fresh=tuple(Note(name, why_fresh(name)) for name in missing),
         numbers={name: value.numel() for name, value in {**state, **own}.items()},
     )
 
