@@ -21,8 +21,10 @@ from xvlm_cli.options import (
 )
 from xvlm_cli.options import complete_run as complete_model
 from xvlm_cli.output import Output
+from xvlm_core.tasks.evaluations import EVALUATED
 
 if TYPE_CHECKING:
+    from xvlm_cli.evaluate_files import PredictionFiles
     from xvlm_cli.evaluate_plan import Asked, Request
     from xvlm_cli.evaluate_report import Answered
     from xvlm_core.inference.checkpoints import FoundModel
@@ -32,11 +34,8 @@ if TYPE_CHECKING:
     from xvlm_core.weights.folder import ModelInfo
 
 
-_TASKS = ("grounding", "weak_grounding", "retrieval", "nlvr2")
-
-
 def _complete(incomplete: str) -> list[str]:
-    tasks = [task for task in _TASKS if task.startswith(incomplete)]
+    tasks = [task for task in EVALUATED if task.startswith(incomplete)]
     return [*tasks, *(name for name in complete_finetune(incomplete) if name not in tasks)]
 
 
@@ -44,8 +43,7 @@ def evaluate(
     task: Annotated[
         str,
         typer.Argument(
-            help="grounding, weak_grounding, retrieval, nlvr2, or a recipe of fine-tuning (its "
-            "validation store).",
+            help=f"{', '.join(EVALUATED)}, or a recipe of fine-tuning (its validation store).",
             autocompletion=_complete,
         ),
     ],
@@ -91,7 +89,8 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many pictures a split.")
+        int | None,
+        typer.Option("--limit", min=1, help="At most this many pictures (nlvr2: pairs) a split."),
     ] = None,
     download: DownloadOption = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
@@ -170,33 +169,44 @@ def _leave(out: Output, code: int) -> NoReturn:
 
 def _run(request: Request, place: Place, out: Output) -> None:
     from xvlm_cli import evaluate_answers, evaluate_plan
+    from xvlm_cli.evaluate_files import PredictionFiles, prediction_files
 
-    _require_sense(request)
+    _require_sense(request, place)
     asked = evaluate_plan.asked(request)
-    _require_presence(asked)
+    if asked.scored_as is not None:
+        k = asked.scoring.candidates
+        out.note(f"scoring.candidates={k}, as recipe {asked.scored_as} has it")
     if request.predictions is not None:
+        answers = evaluate_answers.saved(request, asked)
         info = evaluate_answers.named_model(request, asked)
         if request.dry_run:
-            _say_plan(request, asked, None, out)
+            _say_plan(request, asked, None, info, PredictionFiles({}), out)
         elif place.rank == 0:
-            _report(request, asked, evaluate_answers.of_file(request, asked, info), None, info, out)
+            answered = evaluate_answers.of_file(request, asked, answers, info)
+            _report(request, asked, answered, None, info, PredictionFiles({}), out)
         return
+    is_writer = place.rank == 0
+    if is_writer and request.output is not None:  # before a model is looked for
+        prediction_files(request, asked, None, out)
     from xvlm_core.inference.checkpoints import find_checkpoint
 
     found = find_checkpoint(request.checkpoint, asked.task, os.environ, download=request.download)
     (out.warn if found.builtin else out.note)(found.origin)
-    if request.dry_run:
-        _say_plan(request, asked, found, out)
-        return
-    evaluate_plan.prediction_files(request, asked, found)  # what is in the way is said at once
     from xvlm_core.weights.folder import read_info
 
+    info = read_info(found.folder)
+    files = PredictionFiles({})
+    if is_writer:
+        files = prediction_files(request, asked, found, out)
+    if request.dry_run:
+        _say_plan(request, asked, found, info, files, out)
+        return
     answered = evaluate_answers.of_model(request, asked, found, place, out)
-    if place.rank == 0:
-        _report(request, asked, answered, found, read_info(found.folder), out)
+    if is_writer:
+        _report(request, asked, answered, found, info, files, out)
 
 
-def _require_sense(request: Request) -> None:
+def _require_sense(request: Request, place: Place) -> None:
     from xvlm_core.errors import UsageError
 
     if request.predictions is not None and request.output is not None:
@@ -211,23 +221,35 @@ def _require_sense(request: Request) -> None:
         )
     if request.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"no such device: {request.device!r}", try_="--device cpu")
+    if request.device == "cuda":
+        from xvlm_cli.evaluate_answers import device_of
+
+        device_of(request.device, place)
 
 
-def _say_plan(request: Request, asked: Asked, found: FoundModel | None, out: Output) -> None:
-    from xvlm_cli.evaluate_plan import prediction_files, records_of
+def _say_plan(
+    request: Request,
+    asked: Asked,
+    found: FoundModel | None,
+    info: ModelInfo | None,
+    files: PredictionFiles,
+    out: Output,
+) -> None:
+    from xvlm_cli.evaluate_answers import planned
 
-    counts = records_of(asked, request.limit)
-    files = prediction_files(request, asked, found)
+    counts = planned(request, asked, info)
     lines = [f"would ask {asked.task} of {asked.data}"]
     if found is None:
         lines = [f"would score {request.predictions} as {asked.task} on {asked.data}"]
-    lines += [f"split {split}: {n:,} records" for split, n in counts.items()]
+    for split, kinds in counts.items():
+        lines.append(f"split {split}: " + ", ".join(f"{n:,} {kind}" for kind, n in kinds.items()))
     lines += [f"would write {path}" for path in files.paths.values()]
     out.result(
         {
             "task": asked.task,
             "data": asked.data,
             "splits": counts,
+            "scoring": asked.scoring,
             "write": list(files.paths.values()),
             "model": None if found is None else found.origin,
         },
@@ -244,19 +266,20 @@ def _report(
     answered: dict[str, Answered],
     found: FoundModel | None,
     info: ModelInfo | None,
+    files: PredictionFiles,
     out: Output,
 ) -> None:
     from xvlm_cli import evaluate_report as report
-    from xvlm_cli.evaluate_plan import prediction_files
 
     _require_items(asked, answered)
-    paths = report.write(prediction_files(request, asked, found), answered, out)
+    paths = report.write(files, answered, out)
     temperature = _temperature(asked, answered)
     origin = found.origin if found is not None else f"predictions of {request.predictions}"
     value: dict[str, Any] = {
         "task": asked.task,
         "model": None,
         "data": asked.data,
+        "scoring": asked.scoring,
         "temperature": None,
         "splits": {},
     }
@@ -274,9 +297,9 @@ def _report(
             **vars(temperature),
         }
         text.append(report.temperature_line(temperature, split))
-        _warn(split, answered[split], out)
+        report.warn(split, answered[split], out)
     for split in asked.splits:
-        _warn(split, answered[split], out)
+        report.warn(split, answered[split], out)
         compared = report.beside_the_paper(asked, split, answered[split].scores, info)
         presence = _presence(asked, answered[split], temperature)
         path = paths.get(split)
@@ -303,29 +326,11 @@ def _require_items(asked: Asked, answered: dict[str, Answered]) -> None:
         )
 
 
-def _warn(split: str, answered: Answered, out: Output) -> None:
-    for reason, n in answered.dropped.items():
-        out.warn(f"{split}: {n:,} left out: {reason}")
-    if answered.missing:
-        some = ", ".join(answered.missing[:5]) + (" ..." if len(answered.missing) > 5 else "")
-        out.warn(f"{split}: {len(answered.missing):,} missing, counted as wrong: {some}")
-
-
 def _kind_with_presence(asked: Asked) -> type[HasPresence] | None:
     from xvlm_core.tasks.evaluations import evaluation_class
 
     kind: Any = evaluation_class(asked.task)
     return kind if hasattr(kind, "presence") else None
-
-
-def _require_presence(asked: Asked) -> None:
-    from xvlm_core.errors import UsageError
-
-    if asked.calibrate_on is not None and _kind_with_presence(asked) is None:
-        raise UsageError(
-            f"{asked.task} has no probability that something is there: nothing to calibrate",
-            try_="leave --calibrate-on out",
-        )
 
 
 def _temperature(asked: Asked, answered: dict[str, Answered]) -> Temperature | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from xvlm_core.inference.checkpoints import FoundModel
-    from xvlm_core.tasks.evaluations import StoreEvaluation
+    from xvlm_core.tasks.saved_predictions import SavedAnswer
+    from xvlm_core.tasks.store_evaluation import StoreEvaluation
     from xvlm_core.weights.folder import ModelInfo
 
 _MEETING_SECONDS = 1800.0
@@ -33,15 +35,27 @@ def _evaluation(
     )
 
 
+def _evaluations(asked: Asked, limit: int | None, found: FoundModel) -> dict[str, StoreEvaluation]:
+    """Of each split, as the model wants them: its weights are not needed for that."""
+    from xvlm_core.weights.folder import read_info, read_tokenizer
+
+    info = read_info(found.folder)
+    tokenizer = read_tokenizer(found.folder, info)
+    return {split: _evaluation(asked, split, limit, info, tokenizer) for split in asked.all_splits}
+
+
 def of_model(
     request: Request, asked: Asked, found: FoundModel, place: Place, out: Output
 ) -> dict[str, Answered]:
-    """What a model answers to each split; on rank 0 of several processes all answers."""
+    """What a model answers to each split; on rank 0 of several processes all answers.
+
+    What can be wrong with the data or the scoring is found out before the weights are read.
+    """
     from xvlm_core.train.evaluation import evaluate as evaluate_split
     from xvlm_core.train.ranks import open_ranks
     from xvlm_core.weights.folder import load_model_folder
 
-    device = _device(request.device, place)
+    device = device_of(request.device, place)
     answered: dict[str, Answered] = {}
     progress = Progress(quiet=out.quiet)
     batches = 0
@@ -52,21 +66,25 @@ def of_model(
         progress(batches, None, f"batches; {where}")
 
     with open_ranks(place, device, _MEETING_SECONDS) as ranks:
+        evaluations = ranks.together(partial(_evaluations, asked, request.limit, found))
         loaded = ranks.together(partial(load_model_folder, found.folder))
         loaded.model.to(device)
-        info, tokenizer = loaded.info, loaded.tokenizer
-        for split in asked.all_splits:
-            evaluation = ranks.together(
-                partial(_evaluation, asked, split, request.limit, info, tokenizer)
-            )
+        for split, evaluation in evaluations.items():
             done = evaluate_split(evaluation, loaded.model, device, ranks=ranks, beat=beat)
             assert done is not None, "nothing stops it"
-            answered[split] = Answered(done.scores, done.dropped, done.predictions)
+            answered[split] = Answered(
+                done.scores, done.dropped, done.predictions, examples=done.examples
+            )
     progress.close()
     return answered
 
 
-def _device(name: str, place: Place) -> torch.device:
+def device_of(name: str, place: Place) -> torch.device:
+    """The device that was asked for.
+
+    Raises:
+        UsageError: it is not there.
+    """
     from xvlm_core.errors import MissingToolError, UsageError
     from xvlm_core.train.devices import pick_device
 
@@ -87,20 +105,27 @@ def named_model(request: Request, asked: Asked) -> ModelInfo | None:
     return read_info(found.folder)
 
 
-def of_file(request: Request, asked: Asked, info: ModelInfo | None) -> dict[str, Answered]:
-    """What a file answers to each split."""
-    from xvlm_core.data.tokenizer import Tokenizer
+def saved(request: Request, asked: Asked) -> dict[str, SavedAnswer]:
+    """The answers of a file, by id."""
     from xvlm_core.tasks.evaluations import evaluation_class
-    from xvlm_core.tasks.saved_predictions import join, read_answers
+    from xvlm_core.tasks.saved_predictions import read_answers
 
     assert request.predictions is not None
     kind = evaluation_class(asked.task)
-    answers = read_answers(request.predictions, kind.NO_ANSWER, getattr(kind, "ALSO_SAID", ()))
-    tokenizer = Tokenizer.bert_base_uncased()
-    evaluations = {
-        split: _evaluation(asked, split, request.limit, info or _any_model(asked), tokenizer)
-        for split in asked.all_splits
-    }
+    return read_answers(request.predictions, kind.NO_ANSWER, getattr(kind, "ALSO_SAID", ()))
+
+
+def of_file(
+    request: Request, asked: Asked, answers: Mapping[str, SavedAnswer], info: ModelInfo | None
+) -> dict[str, Answered]:
+    """What the answers of a file are to each split."""
+    from xvlm_core.tasks.evaluations import evaluation_class
+    from xvlm_core.tasks.saved_predictions import join
+    from xvlm_core.train.evaluation import by_reason
+
+    assert request.predictions is not None
+    kind = evaluation_class(asked.task)
+    evaluations = _without_model(request, asked, info)
     joined = join(
         request.predictions,
         answers,
@@ -115,9 +140,53 @@ def of_file(request: Request, asked: Asked, info: ModelInfo | None) -> dict[str,
             dict(evaluation.dropped),
             rows,
             [row["id"] for row in rows if row["id"] in missing],
+            by_reason(evaluation.examples, evaluation.dropped),
         )
         for (split, evaluation), rows in zip(evaluations.items(), joined.predictions, strict=True)
     }
+
+
+def _without_model(
+    request: Request, asked: Asked, info: ModelInfo | None
+) -> dict[str, StoreEvaluation]:
+    """Which items there are, of each split; their ids are the same for all models."""
+    from xvlm_core.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.bert_base_uncased()
+    return {
+        split: _evaluation(asked, split, request.limit, info or _any_model(asked), tokenizer)
+        for split in asked.all_splits
+    }
+
+
+_ITEMS = {"grounding": "expressions", "weak_grounding": "expressions", "retrieval": "texts"}
+"""What is asked of a picture, where the pictures themselves are not the items."""
+
+
+def planned(request: Request, asked: Asked, info: ModelInfo | None) -> dict[str, dict[str, int]]:
+    """What will be asked, by split, each kind by its name; no picture is opened.
+
+    Args:
+        request: with the limit, which is one of records: of pictures, or of pairs of them.
+        asked: what it comes to.
+        info: of the model that will answer; None: not known.
+    """
+    from xvlm_cli.evaluate_plan import records_of
+
+    counts = {}
+    for split, evaluation in _without_model(request, asked, info).items():
+        items = list(evaluation.references())
+        if asked.task == "nlvr2":
+            counts[split] = {"pairs": len(items)}
+            continue
+        n = sum(records_of(asked, split))
+        n = n if request.limit is None else min(n, request.limit)
+        pictures = [item for item in items if asked.task == "retrieval" and item["text"] is None]
+        counts[split] = {
+            "pictures": len(pictures) if asked.task == "retrieval" else n,
+            _ITEMS[asked.task]: len(items) - len(pictures),
+        }
+    return counts
 
 
 def _any_model(asked: Asked) -> ModelInfo:

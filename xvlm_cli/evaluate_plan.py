@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xvlm_core.config.recipes import (
-    kind_of_task,
     looks_like_path,
     nearest_names,
     recipe_names,
@@ -21,10 +19,10 @@ from xvlm_core.config.schema import Recipe, ScoringSection
 from xvlm_core.data.block_cache import CacheSettings
 from xvlm_core.data.files import as_place, store_place
 from xvlm_core.errors import DataError, UsageError
+from xvlm_core.tasks.evaluations import EVALUATED, evaluation_class
 
 if TYPE_CHECKING:
     from xvlm_core.data.store import Store
-    from xvlm_core.inference.checkpoints import FoundModel
 
 ALL = "all"
 """In place of splits: all but the one that is trained on."""
@@ -63,6 +61,8 @@ class Asked:
         splits: that are scored.
         calibrate_on: split that a temperature is fitted on, if any.
         scoring: how answers are found.
+        scored_as: the recipe that ``scoring`` is of where none was named; None: it is what the
+            recipe says, or the default.
     """
 
     task: str
@@ -72,6 +72,7 @@ class Asked:
     splits: tuple[str, ...]
     calibrate_on: str | None
     scoring: ScoringSection
+    scored_as: str | None = None
 
     @property
     def all_splits(self) -> tuple[str, ...]:
@@ -84,23 +85,39 @@ class Asked:
         return ", ".join(map(str, self.places))
 
     def file_name(self, split: str, limit: int | None) -> str:
-        """Of the predictions of a split."""
+        """Of the predictions of a split: other data or another scoring, another name."""
         stores = "_".join(store.name for store in self.stores)
-        first = "" if limit is None else f"-first{limit}"
-        return re.sub(r"[^\w.+-]", "_", f"{self.task}-{stores}-{split}{first}") + ".jsonl"
+        first = [] if limit is None else [f"first{limit}"]
+        parts = [self.task, stores, split, *_said_of(self.task, self.scoring), *first]
+        return re.sub(r"[^\w.+-]", "_", "-".join(parts)) + ".jsonl"
+
+
+def _said_of(task: str, scoring: ScoringSection) -> list[str]:
+    """What of the scoring makes other answers to a task than the default does."""
+    said = []
+    if task == "retrieval" and scoring.candidates != ScoringSection().candidates:
+        said.append(f"candidates{scoring.candidates}")
+    if task == "weak_grounding":
+        if scoring.cam_layer is not None:
+            said.append(f"layer{scoring.cam_layer}")
+        said += [re.split(r"[/\\]", place.rstrip("/"))[-1] for place in scoring.proposals]
+    return said
 
 
 def asked(request: Request) -> Asked:
     """Look everything up that can be known without a model.
 
     Raises:
-        UsageError: no such task, no data, or splits that exclude each other.
+        UsageError: no such task, no data, splits that exclude each other, or a temperature that
+            would be fitted on what was trained on.
         ConfigError: the recipe does not hold.
         DataError: a store is missing or damaged, or has no record of a split.
     """
     from xvlm_core.data.store import Store
 
     task, recipe = _task_and_recipe(request)
+    trained_on = "train" if recipe is None else recipe.data.train_split
+    require_calibration(task, request.calibrate_on, trained_on)
     cache = None if recipe is None else CacheSettings.of(recipe.data)
     if request.data is not None:
         places: tuple[Path | str, ...] = (as_place(request.data),)
@@ -111,7 +128,7 @@ def asked(request: Request) -> Asked:
         if not places:
             raise UsageError(f"{request.task} validates on no store", try_="--data STORE")
     stores = tuple(Store.open(place, cache) for place in places)
-    splits = _splits(request.splits, recipe, stores)
+    splits = _splits(request.splits, trained_on, recipe, stores)
     if request.calibrate_on in splits:
         raise UsageError(
             f"--calibrate-on {request.calibrate_on} is a split that is scored: its figures would "
@@ -119,10 +136,40 @@ def asked(request: Request) -> Asked:
             where="--split " + ",".join(splits),
             try_="--calibrate-on val --split test",
         )
-    found = Asked(task, recipe, places, stores, splits, request.calibrate_on, _scoring(recipe))
+    scoring, scored_as = _scoring(task, recipe, stores)
+    found = Asked(task, recipe, places, stores, splits, request.calibrate_on, scoring, scored_as)
     for split in found.all_splits:
-        _require_records(stores, places, split)
+        _require_records(found, split)
+    if task == "weak_grounding":
+        for place in scoring.proposals:
+            Store.open(as_place(place))  # a missing one is said before a model is looked for
     return found
+
+
+def require_calibration(task: str, split: str | None, trained_on: str) -> None:
+    """A temperature can be fitted, and on a split that the model has not learnt from.
+
+    Args:
+        task: whose evaluation.
+        split: that it is to be fitted on, if any.
+        trained_on: the split that was trained on.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if split is None:
+        return
+    if not hasattr(evaluation_class(task), "presence"):
+        raise UsageError(
+            f"{task} has no probability that something is there: nothing to calibrate",
+            try_="leave --calibrate-on out",
+        )
+    if split == trained_on:
+        raise UsageError(
+            f"--calibrate-on {split} is the split that is trained on: a model is surer of what it "
+            "has learnt than of anything else, and the temperature would not fit other data",
+            try_="--calibrate-on val --split test",
+        )
 
 
 def _task_and_recipe(request: Request) -> tuple[str, Recipe | None]:
@@ -130,10 +177,7 @@ def _task_and_recipe(request: Request) -> tuple[str, Recipe | None]:
 
     A recipe that has the name of a task (nlvr2) says what the task's data are.
     """
-    from xvlm_core.tasks.registry import TASKS
-
-    name, known = request.task, recipe_names("finetune")
-    tasks = [task for task in TASKS if kind_of_task(task) == "finetune"]
+    name, known, tasks = request.task, recipe_names("finetune"), EVALUATED
     is_recipe = name in known or f"finetune/{name}" in known or looks_like_path(name)
     if not is_recipe and name not in tasks:
         near = [full.partition("/")[2] for full in nearest_names(name, "finetune")]
@@ -160,8 +204,9 @@ def _task_and_recipe(request: Request) -> tuple[str, Recipe | None]:
     return name, None
 
 
-def _splits(typed: str | None, recipe: Recipe | None, stores: Sequence[Store]) -> tuple[str, ...]:
-    trained_on = "train" if recipe is None else recipe.data.train_split
+def _splits(
+    typed: str | None, trained_on: str, recipe: Recipe | None, stores: Sequence[Store]
+) -> tuple[str, ...]:
     if typed is None:
         return ("val" if recipe is None else recipe.data.validation_split,)
     if typed == ALL:
@@ -182,98 +227,50 @@ def _splits(typed: str | None, recipe: Recipe | None, stores: Sequence[Store]) -
     return named
 
 
-def _scoring(recipe: Recipe | None) -> ScoringSection:
-    """How answers are found, stores of boxes by their places."""
-    if recipe is None:
-        return ScoringSection()
-    places = tuple(str(store_place(recipe.data.root, name)) for name in recipe.scoring.proposals)
-    return recipe.scoring.model_copy(update={"proposals": places})
+def _scoring(
+    task: str, recipe: Recipe | None, stores: Sequence[Store]
+) -> tuple[ScoringSection, str | None]:
+    """How answers are found, stores of boxes by their places; and whose recipe says so.
+
+    Without a recipe, texts and pictures of a data set of the paper are ranked as the recipe of that
+    data set does it: the released code looks at 256 candidates of COCO, at 128 of Flickr30K.
+    """
+    if recipe is not None:
+        names = recipe.scoring.proposals
+        places = tuple(str(store_place(recipe.data.root, name)) for name in names)
+        return recipe.scoring.model_copy(update={"proposals": places}), None
+    if task == "retrieval" and len(stores) == 1:
+        from xvlm_core.metrics.paper import dataset_of
+
+        (store,) = stores
+        dataset = dataset_of(store.name, store.manifest.source, store.manifest.command)
+        for name in recipe_names("finetune") if dataset is not None else ():
+            of_it = resolve(name, (), environ={}, kind="finetune").recipe
+            if of_it.task == task and of_it.data.validation == (dataset,):
+                return ScoringSection(candidates=of_it.scoring.candidates), name
+    return ScoringSection(), None
 
 
-def _require_records(stores: Sequence[Store], places: Sequence[Path | str], split: str) -> None:
-    if any(len(store.indices(split)) for store in stores):
+def _require_records(found: Asked, split: str) -> None:
+    if any(records_of(found, split)):
         return
     there = dict.fromkeys(
-        name for store in stores for name, n in store.manifest.splits.items() if n
+        name for store in found.stores for name, n in store.manifest.splits.items() if n
     )
+    what = "record"
+    if split in there:
+        what = "pair of pictures" if evaluation_class(found.task).of_pairs else "single picture"
+        del there[split]
     raise DataError(
-        f"{', '.join(map(str, places))} has no record of split {split!r}",
-        where=str(places[0]),
+        f"{found.data} has no {what} of split {split!r}",
+        where=str(found.places[0]),
         try_=f"--split {' or '.join(there)}" if there else "xvlm ls stores",
     )
 
 
-def records_of(found: Asked, limit: int | None) -> dict[str, int]:
-    """Records of each split that will be asked about."""
-    counts = {}
-    for split in found.all_splits:
-        n = sum(len(store.indices(split)) for store in found.stores)
-        counts[split] = n if limit is None else min(n, limit)
-    return counts
+def records_of(found: Asked, split: str) -> list[int]:
+    """Records of a split that the task can be asked about, by store: pictures, or pairs of them."""
+    from xvlm_core.data.record_kinds import numbers_of
 
-
-@dataclass(frozen=True)
-class PredictionFiles:
-    """Where the predictions of each split go.
-
-    Attributes:
-        paths: by split; empty: nowhere.
-        else_in: folder that serves if the first cannot be written; None: there is no other.
-    """
-
-    paths: dict[str, Path]
-    else_in: Path | None = None
-
-    def elsewhere(self) -> PredictionFiles:
-        """The same names in the other folder."""
-        assert self.else_in is not None
-        moved = {split: self.else_in / path.name for split, path in self.paths.items()}
-        return dataclasses.replace(self, paths=moved, else_in=None)
-
-
-FOLDER = "evaluations"
-
-
-def prediction_files(request: Request, found: Asked, model: FoundModel | None) -> PredictionFiles:
-    """Where predictions are written: as typed, else beside the model that made them, else here.
-
-    Raises:
-        OutputError: what was named is there already; or one file is named for several splits.
-    """
-    from xvlm_core.errors import OutputError
-
-    names = {split: found.file_name(split, request.limit) for split in found.all_splits}
-    if request.no_files or model is None:
-        return PredictionFiles({})
-    if request.output is None:
-        root, here = _folder_of(model), Path(FOLDER)
-        if root is None:
-            return PredictionFiles({split: here / name for split, name in names.items()})
-        return PredictionFiles({s: root / FOLDER / name for s, name in names.items()}, here)
-    output = request.output
-    if len(names) > 1:
-        if output.suffix == ".jsonl" or output.is_file():
-            raise OutputError(
-                f"{output} is one file, and {len(names)} splits are asked for: " + ", ".join(names),
-                try_=f"-o {output.with_suffix('')}  (a folder)",
-            )
-        paths = {split: output / name for split, name in names.items()}
-    else:
-        is_folder = output.is_dir()
-        paths = {split: output / name if is_folder else output for split, name in names.items()}
-    there = [path for path in paths.values() if path.exists()]
-    if there and not request.overwrite:
-        raise OutputError(f"{there[0]} exists", try_="another -o, or --overwrite")
-    return PredictionFiles(paths)
-
-
-def _folder_of(model: FoundModel) -> Path | None:
-    """The run or the folder of a model that is the user's own; None: it is not."""
-    from xvlm_core.weights import hub
-
-    if model.builtin or hub.place_of_cached(model.folder) is not None:
-        return None
-    for folder in (model.folder, *list(model.folder.parents)[:2]):
-        if (folder / "run.json").is_file():
-            return folder
-    return model.folder
+    pairs = evaluation_class(found.task).of_pairs
+    return [len(numbers_of(store, split, pairs=pairs)) for store in found.stores]

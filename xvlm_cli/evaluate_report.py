@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xvlm_cli import output as outputs
-from xvlm_cli.evaluate_plan import Asked, PredictionFiles
+from xvlm_cli.evaluate_files import PredictionFiles
+from xvlm_cli.evaluate_plan import Asked
 from xvlm_cli.output import Output, table
+from xvlm_core.listing import some
 
 if TYPE_CHECKING:
     from xvlm_core.metrics.calibration import ReliabilityBin, Temperature
@@ -29,12 +31,14 @@ class Answered:
         dropped: items that could not be asked, by reason.
         predictions: the answers with what they are compared with.
         missing: ids without an answer, counted as wrong.
+        examples: names of some of the dropped, by reason.
     """
 
     scores: Scores
     dropped: Mapping[str, int]
     predictions: Sequence[Prediction]
     missing: Sequence[str] = ()
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,19 @@ def _write(files: PredictionFiles, answered: Mapping[str, Answered]) -> dict[str
     return dict(files.paths)
 
 
+def warn(split: str, answered: Answered, out: Output) -> None:
+    """Say what was left out, with a few names, and what was missing."""
+    for reason, n in answered.dropped.items():
+        names = answered.examples.get(reason, ())
+        more = " ..." if n > len(names) else ""
+        out.warn(
+            f"{split}: {n:,} left out: {reason}" + (f" ({', '.join(names)}{more})" if names else "")
+        )
+    if answered.missing:
+        n = len(answered.missing)
+        out.warn(f"{split}: {n:,} missing, counted as wrong: {some(answered.missing, 5)}")
+
+
 def split_value(
     answered: Answered,
     compared: Comparison,
@@ -122,6 +139,7 @@ def split_value(
     return {
         "scores": {name: vars(score) for name, score in compared.scores.items()},
         "dropped": dict(answered.dropped),
+        "dropped_examples": {reason: list(names) for reason, names in answered.examples.items()},
         "missing": list(answered.missing),
         "predictions": path,
         "presence": None if presence is None else dataclasses.asdict(presence),

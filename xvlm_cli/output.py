@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -211,6 +212,31 @@ def writing(place: Path) -> Iterator[None]:
             where=str(error.filename) if error.filename else None,
             try_="another place, one that can be written",
         ) from error
+
+
+def require_writable(path: Path) -> None:
+    """Find out whether a file can be written, without leaving anything: before hours of work.
+
+    Tried in the nearest folder on the way to it that is there.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        folder = path.parent
+        names = [path.name]
+        while not os.path.lexists(folder):
+            names.append(folder.name)
+            folder = folder.parent
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        for name in names:  # one may be too long
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).lstat()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def bug(error: BaseException) -> XvlmError:

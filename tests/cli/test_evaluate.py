@@ -15,6 +15,7 @@ import pytest
 from tests.cli.conftest import Run, write_model
 from tests.train.ranks import free_port
 from xvlm_core.data.manifest import MANIFEST, Manifest
+from xvlm_core.data.store import Store
 from xvlm_core.metrics.calibration import ece
 
 
@@ -67,7 +68,9 @@ def test_pictures_that_are_gone_are_said(xvlm: Run, model: Path, world_store: Pa
     words = ("evaluate", "grounding", "-c", model, "--data", "world", "--json")
     document = xvlm(*words).document()
     assert document["result"]["dropped"]["missing"] > 0
-    assert any("missing" in warning for warning in document["warnings"])
+    names = document["result"]["dropped_examples"]["missing"]
+    assert len(names) == 1, "the record of the picture"
+    assert any(f"missing ({names[0]}" in warning for warning in document["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,9 @@ def test_pictures_that_are_gone_are_said(xvlm: Run, model: Path, world_store: Pa
         (("grounding", "--data", "STORE", "--calibrate-on", "val"), 2, "would flatter"),
         (("grounding", "--data", "STORE", "--calibrate-on", "gone"), 4, "no record of split"),
         (("nlvr2", "--data", "STORE", "--calibrate-on", "train"), 2, "nothing to calibrate"),
+        (("grounding", "--data", "STORE", "--calibrate-on", "train"), 2, "that is trained on"),
+        (("world", "--data", "STORE", "data.train_split=x", "--calibrate-on", "x"), 2, "trained"),
+        (("nlvr2", "--data", "STORE"), 4, "no pair of pictures of split 'val'"),
         (("grounding", "--data", "STORE", "--allow-missing"), 2, "none are given"),
         (("grounding", "--data", "STORE", "--device", "tpu"), 2, "no such device"),
         (("grounding", "--data", "STORE", "-p", "x", "-o", "y"), 2, "there already"),
@@ -226,14 +232,19 @@ def test_missing_predictions_may_be_counted_as_wrong(
 
 def test_what_would_be_done(xvlm: Run, model: Path, world_store: Path) -> None:
     words = ("evaluate", "grounding", "-c", model, "--data", world_store, "--dry-run")
-    result = xvlm(*words, "--split", "all", "--calibrate-on", "train", "--json").document()[
-        "result"
-    ]
-    assert result["splits"] == {"val": 4, "train": 12}
+    document = xvlm(*words, "--split", "train", "--calibrate-on", "val", "--json").document()
+    result = document["result"]
+    store = Store.open(world_store)
+    for split, pictures in (("train", 12), ("val", 4)):
+        records = [store[int(n)] for n in store.indices(split)]
+        assert result["splits"][split]["pictures"] == len(records) == pictures
+        said = sum(len(record.regions) + len(record.absent) for record in records)
+        assert 0.8 * said < result["splits"][split]["expressions"] <= said
     assert len(result["write"]) == 2
     text = xvlm(*words, "--limit", "3", "-o", "here.jsonl").out
     assert "would write here.jsonl" in text
-    assert "split val: 3 records" in text
+    assert "split val: 3 pictures, " in text
+    assert " expressions" in text
     assert not Path("here.jsonl").exists()
 
 
@@ -267,12 +278,12 @@ def test_accuracies_are_shown_with_their_interval(
 def test_a_temperature_is_fitted_on_another_split_than_is_scored(
     xvlm: Run, model: Path, world_store: Path
 ) -> None:
-    task, splits = ("evaluate", "grounding"), ("--split", "val", "--calibrate-on", "train")
+    task, splits = ("evaluate", "grounding"), ("--split", "train", "--calibrate-on", "val")
     words = (*task, "-c", model, "--data", world_store, *splits, "-o", "out")
     result = xvlm(*words, "--json").document()["result"]
-    assert list(result["splits"]) == ["val"]
+    assert list(result["splits"]) == ["train"]
     temperature = result["temperature"]
-    assert temperature["split"] == "train"
+    assert temperature["split"] == "val"
     assert temperature["loss_after"] <= temperature["loss_before"]
     assert len(lines_of(temperature["predictions"])) == temperature["n"]
     rows = lines_of(result["predictions"])

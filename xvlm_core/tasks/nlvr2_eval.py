@@ -32,7 +32,7 @@ class _Unusable(ValueError):
 class Nlvr2Evaluation(SplitItems):
     """The statements of some stores' split, in order, each once; nothing is padded or repeated.
 
-    A :class:`xvlm_core.tasks.evaluations.StoreEvaluation`.
+    A :class:`xvlm_core.tasks.store_evaluation.StoreEvaluation`.
     """
 
     NO_ANSWER: ClassVar[dict[str, Any]] = {"probability": None}

@@ -59,7 +59,7 @@ TEXTS_A_CALL = 1024
 class RetrievalEvaluation(SplitItems):
     """The pictures and captions of some stores' split as one collection.
 
-    A :class:`xvlm_core.tasks.evaluations.StoreEvaluation` in passes
+    A :class:`xvlm_core.tasks.store_evaluation.StoreEvaluation` in passes
     (:class:`xvlm_core.tasks.base.InPasses`), for any model with both heads. The patch tokens of a
     rank's pictures stay in memory (float32, on the CPU) between the passes: 0.6 MB a picture in the
     base model at 384 pixels. The states of all texts are on the model's device in the second one:

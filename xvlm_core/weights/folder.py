@@ -181,12 +181,22 @@ def load_model_folder(folder: Path) -> LoadedModel:
     Raises:
         CheckpointError: missing, damaged, truncated or inconsistent.
     """
-    from xvlm_core.data.tokenizer import Tokenizer
     from xvlm_core.models.build import build_model
 
     info = read_info(folder)
     model = build_model(info.config).eval()
     load_weights(model, folder)
+    return LoadedModel(model, read_tokenizer(folder, info), info)
+
+
+def read_tokenizer(folder: Path, info: ModelInfo) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another vocabulary than the model.
+    """
+    from xvlm_core.data.tokenizer import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_file(folder / TOKENIZER)
     except Exception as error:
@@ -200,4 +210,4 @@ def load_model_folder(folder: Path) -> LoadedModel:
             f"{info.config.text.vocab_size}",
             try_="give the folder of a complete checkpoint",
         )
-    return LoadedModel(model, tokenizer, info)
+    return tokenizer
