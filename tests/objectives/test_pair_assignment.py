@@ -71,6 +71,16 @@ def test_others_are_drawn_as_often_as_their_weights_say_in_the_order_drawn() -> 
             assert share == pytest.approx(expected.item(), abs=0.025)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_the_same_under_autocast(dtype: torch.dtype) -> None:
+    vectors, excluded = looks(16).to(dtype), diagonal(16)
+    expected = assignment_weights(vectors, excluded)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights = assignment_weights(vectors, excluded)
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, expected)
+
+
 def test_weights_are_the_softmax_of_similarity_with_zeros_where_excluded() -> None:
     vectors, excluded = looks(3), diagonal(3)
     excluded[0, 2] = True

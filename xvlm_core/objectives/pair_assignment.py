@@ -43,14 +43,16 @@ class Assignment:
 def assignment_weights(looks_BE: Tensor, excluded_BB: Tensor) -> Tensor:
     """How often picture c is drawn for text b: softmax of similarity, zero where excluded.
 
-    ``(B, B)`` float32, without gradient, not normalised. Where a similarity is not finite all
-    candidates of the row weigh the same: the loss then is not finite either, and says so.
+    ``(B, B)`` float32, also under autocast, without gradient, not normalised. Where a similarity is
+    not finite all candidates of the row weigh the same: the loss then is not finite either, and
+    says so.
 
     Args:
         looks_BE: unit vectors of the pictures.
         excluded_BB: True where picture c fits text b, too (the diagonal at least).
     """
-    with torch.no_grad():
+    # similarities over the temperature: in bfloat16 they would be 0.1 off
+    with torch.no_grad(), torch.autocast(looks_BE.device.type, enabled=False):
         looks_BE = looks_BE.float()
         weights_BB = (looks_BE @ looks_BE.T / TEMPERATURE).softmax(dim=1)
         weights_BB = torch.where(weights_BB.isfinite().all(1, keepdim=True), weights_BB, 1.0)
