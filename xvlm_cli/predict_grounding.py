@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
+from xvlm_core.decision import is_probable
 from xvlm_core.listing import some
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from xvlm_core.inference.proposals import ProposalIndex
 
 _BATCH = 16
-_PROBABLE = 0.5
 
 
 def run(request: Request, out: Output) -> None:
@@ -249,7 +249,7 @@ def _lines(pictures: Sequence[dict[str, Any]], found: Any, layer: int) -> list[s
     for picture in pictures:
         for grounding in picture["groundings"]:
             box = ", ".join(f"{value:.1f}" for value in grounding["box_xyxy_px"])
-            doubt = "" if grounding["probability"] >= _PROBABLE else "probably not there"
+            doubt = "" if is_probable(grounding["probability"]) else "probably not there"
             row = (picture["image"], grounding["phrase"], f"{grounding['probability']:.3f}")
             rows.append((*row, f"[{box}]", doubt))
     header = ("picture", "phrase", "probability", "box (x1, y1, x2, y2 px)", "")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from xvlm_core.data.text import sanitize
+from xvlm_core.decision import is_probable
 from xvlm_core.drawing import colour_of, draw_box, font_of, rect_of
-from xvlm_core.inference.draw import PROBABLE, percent
+from xvlm_core.inference.draw import percent
 
 CELL_PX = 256
 """Longer side of a picture on the sheet."""
@@ -53,7 +54,7 @@ def contact_sheet(text: str, cells: Sequence[Cell]) -> Image.Image:
         small = _small(cell)
         sheet.paste(small, (x + (CELL_PX - small.width) // 2, y + (CELL_PX - small.height) // 2))
         label = f"{number + 1}.  {percent(cell.probability)}  {cell.name}"
-        ink = _INK if cell.probability >= PROBABLE else _FAINT
+        ink = _INK if is_probable(cell.probability) else _FAINT
         _write(draw, label, (x, y + CELL_PX + 2), _FONT, CELL_PX, ink)
     return sheet
 
@@ -67,7 +68,7 @@ def _small(cell: Cell) -> Image.Image:
     if cell.box_xyxy_px is not None:
         across, down = width / image.width, height / image.height
         rect = rect_of(cell.box_xyxy_px, across, down, small.size)
-        dashed = cell.probability < PROBABLE
+        dashed = not is_probable(cell.probability)
         draw_box(ImageDraw.Draw(small), rect, 3, colour_of(0), dashed=dashed)
     return small
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from xvlm_core.data.text import sanitize
+from xvlm_core.decision import is_probable
 from xvlm_core.drawing import (
     Label,
     RectXYXY,
@@ -27,9 +28,6 @@ from xvlm_core.errors import OutputError
 if TYPE_CHECKING:
     from xvlm_core.inference.predictor import Grounding
 
-PROBABLE = 0.5
-"""From this probability on a box is drawn solid; below, dashed and with a question mark."""
-
 _ELLIPSIS = "..."
 
 
@@ -37,8 +35,8 @@ def annotate(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Image
     """A copy of the picture with each phrase's box and label.
 
     Phrases have distinct colours. Labels stay inside the picture and keep off each other while
-    there is room. A phrase that is probably not there (below ``PROBABLE``) is drawn dashed, greyed
-    and with a question mark.
+    there is room. A phrase that is probably not there (see :mod:`xvlm_core.decision`) is drawn
+    dashed, greyed and with a question mark.
 
     Args:
         image: the upright picture that the boxes belong to (see ``read_picture``).
@@ -56,13 +54,13 @@ def annotate(image: Image.Image, groundings: Sequence[Grounding]) -> Image.Image
     font_size = max(12, round(max(size) / 40))
     rects = [rect_of(grounding.box_xyxy_px, scale, scale, size) for grounding in groundings]
     for index, (grounding, rect) in enumerate(zip(groundings, rects, strict=True)):
-        draw_box(draw, rect, line, colour_of(index), dashed=grounding.probability < PROBABLE)
+        draw_box(draw, rect, line, colour_of(index), dashed=not is_probable(grounding.probability))
     taken: list[RectXYXY] = []
     for index, (grounding, rect) in enumerate(zip(groundings, rects, strict=True)):
         label = _measure(draw, font_size, grounding, size[0])
         place = place_of(label, rect, taken, size)
         taken.append(place)
-        draw_label(draw, label, place, colour_of(index), grounding.probability < PROBABLE)
+        draw_label(draw, label, place, colour_of(index), not is_probable(grounding.probability))
     return canvas
 
 
@@ -91,7 +89,7 @@ def _measure(draw: ImageDraw.ImageDraw, font_size: int, grounding: Grounding, wi
     """The label, its phrase shortened until it fits into the width of the picture."""
     phrase = sanitize(grounding.phrase) or _ELLIPSIS
     font = font_of(font_size, beyond_ascii=not phrase.isascii())
-    mark = "?" if grounding.probability < PROBABLE else ""
+    mark = "" if is_probable(grounding.probability) else "?"
     ending = f"{mark}  {percent(grounding.probability)}"
     text, kept = phrase + ending, len(phrase)
     while True:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from xvlm_core.decision import is_probable
 from xvlm_core.errors import CheckpointError, UsageError
 from xvlm_core.inference.reading import (
     Picture,
@@ -54,7 +55,7 @@ class Judgement:
     @property
     def is_true(self) -> bool:
         """The answer: true from a probability of 0.5 on."""
-        return self.probability >= 0.5
+        return is_probable(self.probability)
 
     def to_json(self) -> dict[str, Any]:
         """The answer as a JSON object."""

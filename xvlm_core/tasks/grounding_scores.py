@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xvlm_core.data.boxes import cxcywh_to_xyxy
+from xvlm_core.decision import PROBABLE, is_probable
 from xvlm_core.metrics.bootstrap import interval, intervals
 from xvlm_core.metrics.box_accuracy import (
     HIT_IOU,
@@ -173,11 +174,11 @@ def _presence_scores(
             scores[f"presence AUC{name}"] = Score(area, split, convention, n)
     for kind in kinds:
         some = [p for p in absent if p["kind"] == kind]
-        alarms = [float(p["probability"] >= 0.5) for p in some]
+        alarms = [float(is_probable(p["probability"])) for p in some]
         scores[f"false alarms [{kind}]"] = Score(
             sum(alarms) / len(alarms),
             split,
-            "absent phrases said to be there, at 0.5",
+            f"absent phrases said to be there: {PROBABLE} or more",
             len(alarms),
             interval=interval(alarms, _pictures(some)),
         )
