@@ -36,7 +36,13 @@ def is_said_to_be_there(probability: float, tmp_path: object) -> bool:
 
 
 def is_a_false_alarm(probability: float) -> bool:
-    common: dict[str, Any] = {"record": "r", "phrase": "x", "like": None, "width": 100, "height": 100}
+    common: dict[str, Any] = {
+        "record": "r",
+        "phrase": "x",
+        "like": None,
+        "width": 100,
+        "height": 100,
+    }
     common |= {"objects_xyxy_px": (), "other_targets_xyxy_px": (), "box_xyxy_px": BOX}
     there = {"id": "1", "kind": "x", "present": True, "target_xyxy_px": BOX, "probability": 1.0}
     absent = {"id": "2", "kind": "y", "present": False, "target_xyxy_px": None}

@@ -51,7 +51,7 @@ def assignment_weights(looks_BE: Tensor, excluded_BB: Tensor) -> Tensor:
         looks_BE: unit vectors of the pictures.
         excluded_BB: True where picture c fits text b, too (the diagonal at least).
     """
-    # similarities over the temperature: in bfloat16 they would be 0.1 off
+    # similarities are divided by a small temperature: in bfloat16 they are coarse
     with torch.no_grad(), torch.autocast(looks_BE.device.type, enabled=False):
         looks_BE = looks_BE.float()
         weights_BB = (looks_BE @ looks_BE.T / TEMPERATURE).softmax(dim=1)
