@@ -1,12 +1,11 @@
 """What the task models compute, under the names of the recorded cases.
 
-Losses and searches stand here in plain PyTorch: what is compared is the models.
+Losses, rankings and searches are those that the tasks use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from tests.golden.case import packed, padded
 from tests.golden.step import Reproduced
 from tests.golden.task_case import TaskCase
 from xvlm_core.inference.answer_ranking import Candidates, first_words, rank_answers
+from xvlm_core.inference.generate import Lengths, Written, beam_search, greedy
 from xvlm_core.models.captioner import Captioner
 from xvlm_core.models.nlvr2 import NLVR2
 from xvlm_core.models.packing import PackedTexts, Packing
@@ -26,6 +26,12 @@ from xvlm_core.objectives.answer_generation import (
     answer_generation_loss,
     answer_losses,
 )
+from xvlm_core.objectives.language_modeling import (
+    language_modeling_loss,
+    next_tokens,
+    token_log_probabilities,
+)
+from xvlm_core.objectives.self_critical import mean_log_probabilities
 
 SEP = 3
 PROMPT = 4
@@ -60,16 +66,6 @@ INPUTS = {
         "smoothing_logits",
         "smoothing_labels",
     },
-}
-# searches and losses, which are not the model's: they have recorded cases of their own
-ELSEWHERE = {
-    "caption": {
-        "beam3_ids",
-        "beam3_scores",
-        "beam3_all_ids",
-        "beam3_all_scores",
-        "smoothing_loss",
-    }
 }
 
 
@@ -160,79 +156,67 @@ def _last(atts: Tensor) -> Tensor:
     return F.one_hot(atts.sum(1) - 1, atts.shape[1])
 
 
-@dataclass(frozen=True)
-class Greedy:
-    ids: Tensor
-    mean_logprob: Tensor
-
-
-def greedy(
-    next_logits: Callable[[list[list[int]]], Tensor], prompts: list[list[int]], longest: int
-) -> Greedy:
-    """Word by word; the last token is SEP where none came before."""
-    texts, sums = [list(prompt) for prompt in prompts], torch.zeros(len(prompts))
-    is_open = [True] * len(prompts)
-    counts = torch.zeros(len(prompts))
-    for length in range(len(prompts[0]), longest):
-        logprobs = next_logits(texts).log_softmax(-1)
-        for b, text in enumerate(texts):
-            if not is_open[b]:
-                continue
-            token = int(logprobs[b].argmax())
-            sums[b] += logprobs[b, token]
-            counts[b] += 1
-            text.append(SEP if length == longest - 1 else token)
-            is_open[b] = token != SEP
-    ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
-    return Greedy(ids, sums / counts)
-
-
 def caption(case: TaskCase) -> dict[str, Reproduced]:
     io, model = case.io, case.model
     assert isinstance(model, Captioner)
     ids, atts = io["caption_ids"], io["caption_atts"]
     n, length = ids.shape
     patches, every = model.encode_pictures(io["image"]), torch.arange(n)
-
-    def logits_of(texts: PackedTexts) -> Tensor:
-        return model.caption_logits(patches, texts, every)
-
     texts = packed(ids, atts)
-    logits = unpacked(logits_of(texts), texts.packing, length)
-    logprobs = logits.log_softmax(-1)
-    of_next = logprobs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
-    labels = io["caption_targets"][:, 1:]
-    is_learnt = labels != -100
-    target = -logprobs[:, :-1].gather(2, labels.clamp(min=0)[..., None])[..., 0][is_learnt]
-    every_class = -logprobs[:, :-1].sum(-1)[is_learnt]
-    share = case.meta["config"]["label_smoothing"] / logits.shape[-1]
-    kept = 1 - case.meta["config"]["label_smoothing"]
-    smoothed = kept * target + share * (every_class - target)
+    logits_NV = model.caption_logits(patches, texts, every)
+    learnt = next_tokens(texts, PROMPT)
+    assert sorted(learnt.label_M.tolist()) == sorted(
+        io["caption_targets"][io["caption_targets"] != -100].tolist()
+    )
+    logits_MV = logits_NV[learnt.place_M]
+    smoothing = case.meta["config"]["label_smoothing"]
+    logits = unpacked(logits_NV, texts.packing, length)
+    of_next = logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
 
-    def last_logits(rows: list[list[int]]) -> Tensor:
-        packed_rows = PackedTexts.from_lists(rows)
-        out = logits_of(packed_rows)
-        ends = [s + len(r) - 1 for s, r in zip(packed_rows.packing.starts, rows, strict=True)]
-        return out[ends]
+    speaker, rules = model.speaker(patches), case.meta["config"]["generation"]
+    prompt = io["prompt_ids"][0].tolist()
+    lengths = Lengths(SEP, rules["max_length"], rules["min_length"])
+    found = greedy(speaker, prompt, lengths)
+    beams = beam_search(speaker, prompt, lengths, rules["num_beams"])
+    best, each = [row[0] for row in beams], [one for row in beams for one in row]
 
-    found = greedy(last_logits, io["prompt_ids"].tolist(), io["greedy_ids"].shape[1])
     sampled = io["sampled_ids"]
     paths = PackedTexts.from_lists([row[: int((row != 0).sum())].tolist() for row in sampled])
-    path = unpacked(logits_of(paths), paths.packing, sampled.shape[1]).log_softmax(-1)
-    of_path = path[:, :-1].gather(2, sampled[:, 1:, None])[..., 0][:, PROMPT - 1 :]
-    drawn = sampled[:, PROMPT:] != 0
+    drawn = next_tokens(paths, PROMPT)
+    path_MV = model.caption_logits(patches, paths, every)[drawn.place_M]
+    mean_logprobs = mean_log_probabilities(
+        token_log_probabilities(path_MV, drawn.label_M), drawn.text_M, n
+    )
     # a path that reaches the end has SEP in the place of the last word it drew, which is lost
-    is_whole = ~drawn[:, -1]
+    is_whole = sampled[:, -1] == 0
     assert is_whole.any()
     return {
         "decoder_logits": Reproduced(logits, atts.bool()),
         "token_logprobs": Reproduced(of_next, atts[:, 1:].bool()),
-        "loss": Reproduced(smoothed.mean()),
-        "loss_without_smoothing": Reproduced(target.mean()),
-        "greedy_ids": Reproduced(found.ids),
-        "greedy_mean_logprob": Reproduced(found.mean_logprob),
-        "sampled_mean_logprob": Reproduced((of_path * drawn).sum(1) / drawn.sum(1), is_whole),
+        "loss": Reproduced(language_modeling_loss(logits_MV, learnt.label_M, smoothing)),
+        "loss_without_smoothing": Reproduced(language_modeling_loss(logits_MV, learnt.label_M)),
+        "greedy_ids": Reproduced(rows_of(found, io["greedy_ids"].shape[1])),
+        "greedy_mean_logprob": Reproduced(torch.tensor([one.score for one in found])),
+        "beam3_ids": Reproduced(rows_of(best)),
+        "beam3_scores": Reproduced(torch.tensor([one.score for one in best])),
+        "beam3_all_ids": Reproduced(rows_of(each)),
+        "beam3_all_scores": Reproduced(torch.tensor([one.score for one in each])),
+        "sampled_mean_logprob": Reproduced(mean_logprobs, is_whole),
+        "smoothing_loss": Reproduced(smoothing_example(io, smoothing)),
     }
+
+
+def rows_of(texts: Sequence[Written], length: int | None = None) -> Tensor:
+    """Ids, padded with 0 to a length, or to the longest."""
+    longest = length or max(len(one.ids) for one in texts)
+    return torch.tensor([[*one.ids, *[0] * (longest - len(one.ids))] for one in texts])
+
+
+def smoothing_example(io: dict[str, Tensor], smoothing: float) -> Tensor:
+    is_learnt = io["smoothing_labels"] != -100
+    return language_modeling_loss(
+        io["smoothing_logits"][is_learnt], io["smoothing_labels"][is_learnt], smoothing
+    )
 
 
 REPRODUCE: dict[str, Callable[[TaskCase], dict[str, Reproduced]]] = {

@@ -9,7 +9,7 @@ import torch
 
 from tests.golden.case import assert_close
 from tests.golden.task_case import TaskCase
-from tests.golden.task_outputs import ELSEWHERE, INPUTS, REPRODUCE
+from tests.golden.task_outputs import INPUTS, REPRODUCE
 
 
 @pytest.fixture(params=list(REPRODUCE))
@@ -21,7 +21,7 @@ def check(folder: Path, case: str) -> None:
     recorded = TaskCase.read(folder)
     with torch.no_grad():
         made = REPRODUCE[case](recorded)
-    names = set(recorded.io) - INPUTS[case] - ELSEWHERE.get(case, set())
+    names = set(recorded.io) - INPUTS[case]
     assert names == set(made), "recorded tensors that nothing reproduces"
     for name in sorted(names):
         assert_close(name, made[name].value, recorded.io[name], made[name].where)

@@ -109,7 +109,8 @@ class Attention(nn.Module):
         """``(rows * T, D)`` -> ``(rows, H, T, d)``, a view."""
         return x.view(rows, -1, self.num_heads, x.shape[-1] // self.num_heads).transpose(1, 2)
 
-    def _keys_values(self, sources: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """What is attended to, projected to keys and to values, ``(..., D)`` each."""
         owner = self._keys_of[0] if self._keys_of else self
         return owner.key(sources), owner.value(sources)
 
@@ -136,7 +137,7 @@ class Attention(nn.Module):
 
     def over_text(self, hidden_ND: Tensor, packing: Packing) -> Tensor:
         """Self-attention inside each text, ``(N, D)``."""
-        projected = self.query(hidden_ND), *self._keys_values(hidden_ND)
+        projected = self.query(hidden_ND), *self.keys_values(hidden_ND)
         parts = []
         for g in packing.groups:
             q, k, v = (self._heads(x_ND[g.start : g.stop], g.rows) for x_ND in projected)
@@ -166,7 +167,7 @@ class Attention(nn.Module):
                 so that their gradient costs no more than that. None: they are never formed.
         """
         q_ND = self.query(hidden_ND)
-        keys_IPD, values_IPD = self._keys_values(patches_IPS)
+        keys_IPD, values_IPD = self.keys_values(patches_IPS)
         pooled_keys_VD = views.pool(keys_IPD).to(keys_IPD.dtype)
         pooled_values_VD = views.pool(values_IPD).to(values_IPD.dtype)
         parts = []
@@ -189,11 +190,16 @@ class Attention(nn.Module):
         return out
 
     def keys_values_of(self, patches_PS: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of one whole picture, [pooled token; patches], ``(1 + P, D)`` each."""
+        """Keys and values of whole pictures, [pooled token; patches], ``(..., 1 + P, D)`` each.
+
+        Args:
+            patches_PS: of one picture ``(P, S)``, or of several ``(I, P, S)``.
+        """
         with_pooled = []
-        for x_PD in self._keys_values(patches_PS):
-            pooled_D = x_PD.float().mean(0).to(x_PD.dtype)  # projections commute with the mean
-            with_pooled.append(torch.cat([pooled_D[None], x_PD]))
+        for x_PD in self.keys_values(patches_PS):
+            # projections commute with the mean
+            pooled_D = x_PD.float().mean(-2, keepdim=True).to(x_PD.dtype)
+            with_pooled.append(torch.cat([pooled_D, x_PD], dim=-2))
         return with_pooled[0], with_pooled[1]
 
     def over_one_picture(self, hidden_ND: Tensor, keys_KD: Tensor, values_KD: Tensor) -> Tensor:
@@ -211,6 +217,52 @@ class Attention(nn.Module):
         out: Tensor = self.output(self._attend(q, k, v))
         return out
 
+    def over_kept(
+        self, hidden_ND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, mask_SK: Tensor | None
+    ) -> Tensor:
+        """Cross-attention of tokens to sources whose keys and values are known, ``(N, D)``.
+
+        The tokens that look at one source are one row of queries, so that keys and values are not
+        copied for each.
+
+        Args:
+            hidden_ND: tokens; each source has equally many, those of the first one in front.
+            keys_SKD: of S sources of K tokens.
+            values_SKD: the same.
+            mask_SK: which of these are there, bool; None: all.
+        """
+        q = self._heads(self.query(hidden_ND), len(keys_SKD))
+        k, v = self._heads(keys_SKD, len(keys_SKD)), self._heads(values_SKD, len(keys_SKD))
+        mask = None if mask_SK is None else mask_SK[:, None, None]
+        out: Tensor = self.output(self._attend(q, k, v, mask))
+        return out
+
+    def after(
+        self, hidden_ND: Tensor, rows: int, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Self-attention of the next tokens of texts to those before them, and to themselves.
+
+        Args:
+            hidden_ND: R texts, equally many next tokens each.
+            rows: R.
+            past: keys and values ``(R, L, D)`` of the L tokens before; None: there are none.
+
+        Returns:
+            What they find, ``(N, D)``, and the keys and values with theirs.
+        """
+        k_RTD, v_RTD = (x.view(rows, -1, x.shape[-1]) for x in self.keys_values(hidden_ND))
+        new = k_RTD.shape[1]
+        if past is not None:
+            k_RTD, v_RTD = torch.cat([past[0], k_RTD], 1), torch.cat([past[1], v_RTD], 1)
+        mask = None
+        if new > 1:
+            known = k_RTD.shape[1]
+            mask = torch.ones(new, known, dtype=torch.bool, device=k_RTD.device)
+            mask = mask.tril(known - new)
+        q, k, v = (self._heads(x, rows) for x in (self.query(hidden_ND), k_RTD, v_RTD))
+        out: Tensor = self.output(self._attend(q, k, v, mask))
+        return out, (k_RTD, v_RTD)
+
     def over_texts(
         self, hidden_ND: Tensor, packing: Packing, others: TextStates, text_of_row: Tensor
     ) -> Tensor:
@@ -223,7 +275,7 @@ class Attention(nn.Module):
             text_of_row: the one that each text looks at, in PACKED order, ``(B,)``.
         """
         q_ND = self.query(hidden_ND)
-        keys_ND, values_ND = self._keys_values(others.hidden_ND)
+        keys_ND, values_ND = self.keys_values(others.hidden_ND)
         starts = torch.tensor(others.packing.starts, device=q_ND.device)[text_of_row]
         lengths = torch.tensor(others.packing.lengths, device=q_ND.device)[text_of_row]
         places = torch.arange(max(others.packing.lengths), device=q_ND.device)
@@ -245,6 +297,14 @@ class CrossSource(Protocol):
 
     def attend(self, attention: Attention, hidden_ND: Tensor, packing: Packing) -> Tensor:
         """What the attention of a layer finds in it for packed texts, ``(N, D)``."""
+        ...
+
+
+class Inside(Protocol):
+    """How the tokens of texts see each other."""
+
+    def attend(self, attention: Attention, hidden_ND: Tensor) -> Tensor:
+        """What the self-attention of a layer finds, ``(N, D)``."""
         ...
 
 

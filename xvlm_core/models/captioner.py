@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from xvlm_core.models.decoding import PictureMemory, Speaker
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.sizes import ModelConfig
+from xvlm_core.models.text import TextStates
 from xvlm_core.models.xvlm import XVLM
 
 
@@ -32,6 +34,16 @@ class Captioner(XVLM):
             captions: B captions, CLS in front; rows of the result lie as they are packed.
             picture_of_caption_B: the picture of each caption, int64.
         """
-        views = self.whole(len(patches_IPS))
-        states = self.fuse(self.encode_texts(captions), patches_IPS, views, picture_of_caption_B)
+        states = self.caption_states(patches_IPS, captions, picture_of_caption_B)
         return self.text.predict_tokens(states.hidden_ND)
+
+    def caption_states(
+        self, patches_IPS: Tensor, captions: PackedTexts, picture_of_caption_B: Tensor
+    ) -> TextStates:
+        """States that predict, before the language-model head: for some of the tokens only."""
+        views = self.whole(len(patches_IPS))
+        return self.fuse(self.encode_texts(captions), patches_IPS, views, picture_of_caption_B)
+
+    def speaker(self, patches_IPS: Tensor) -> Speaker:
+        """Writes about the pictures token by token, for searches and samples."""
+        return Speaker(self.text, PictureMemory(patches_IPS))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from xvlm_core.models.attention import (
     Attention,
     CrossSource,
+    Inside,
     OnePicture,
     PictureSource,
     TextSource,
@@ -75,19 +76,37 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x_ND: Tensor, packing: Packing, source: CrossSource | None) -> Tensor:
-        """One layer, ``(N, D)``."""
+    def forward(
+        self,
+        x_ND: Tensor,
+        packing: Packing,
+        source: CrossSource | None,
+        inside: Inside | None = None,
+    ) -> Tensor:
+        """One layer, ``(N, D)``.
+
+        Args:
+            x_ND: packed texts.
+            packing: where each text lies.
+            source: what the texts look at.
+            inside: how the tokens of a text see each other; None: the texts are whole.
+        """
         if self.norm_first:
-            x_ND = x_ND + self.drop(self.self_attention.over_text(self.self_norm(x_ND), packing))
+            x_ND = x_ND + self.drop(self._own(self.self_norm(x_ND), packing, inside))
             if self.cross_attention is not None:
                 x_ND = x_ND + self.drop(self._cross(self.cross_norm(x_ND), packing, source))
             summed: Tensor = x_ND + self.drop(self.mlp(self.mlp_norm(x_ND)))
             return summed
-        x_ND = self.self_norm(x_ND + self.drop(self.self_attention.over_text(x_ND, packing)))
+        x_ND = self.self_norm(x_ND + self.drop(self._own(x_ND, packing, inside)))
         if self.cross_attention is not None:
             x_ND = self.cross_norm(x_ND + self.drop(self._cross(x_ND, packing, source)))
         out: Tensor = self.mlp_norm(x_ND + self.drop(self.mlp(x_ND)))
         return out
+
+    def _own(self, x_ND: Tensor, packing: Packing, inside: Inside | None) -> Tensor:
+        if inside is None:
+            return self.self_attention.over_text(x_ND, packing)
+        return inside.attend(self.self_attention, x_ND)
 
     def _cross(self, x_ND: Tensor, packing: Packing, source: CrossSource | None) -> Tensor:
         assert self.cross_attention is not None, "a text layer has no cross-attention"
@@ -109,8 +128,11 @@ class Embeddings(nn.Module):
 
     def forward(self, texts: PackedTexts) -> Tensor:
         """``(N, D)``."""
-        positions_N = texts.packing.positions(texts.ids_N.device)
-        x_ND = self.word(texts.ids_N) + self.token_type.weight[0] + self.position(positions_N)
+        return self.at(texts.ids_N, texts.packing.positions(texts.ids_N.device))
+
+    def at(self, ids_N: Tensor, positions_N: Tensor) -> Tensor:
+        """Of tokens that stand at the given positions of their texts, ``(N, D)``."""
+        x_ND = self.word(ids_N) + self.token_type.weight[0] + self.position(positions_N)
         out: Tensor = self.drop(self.norm(x_ND))
         return out
 
@@ -232,6 +254,33 @@ class TextEncoder(Checkpointed, nn.Module):
             source = sources[turn % len(sources)]
             hidden_ND = self.run_layer(layer, hidden_ND, states.packing, source)
         return TextStates(self.final_norm(hidden_ND), states.packing)
+
+    def extend(
+        self,
+        ids_N: Tensor,
+        positions_N: Tensor,
+        packing: Packing,
+        inside: Inside,
+        *,
+        source: CrossSource,
+    ) -> Tensor:
+        """All layers over the next tokens of texts that are written, ``(N, D)``.
+
+        Args:
+            ids_N: the tokens; equally many a text.
+            positions_N: where they stand in their texts.
+            packing: of them.
+            inside: the tokens before.
+            source: what the texts look at.
+        """
+        hidden_ND = self.embeddings.at(ids_N, positions_N)
+        for number, layer in enumerate(self.layers):
+            if number == self.config.fusion_layer:
+                hidden_ND = self.text_norm(hidden_ND)
+            looks_at = source if number >= self.config.fusion_layer else None
+            hidden_ND = layer(hidden_ND, packing, looks_at, inside)
+        out: Tensor = self.final_norm(hidden_ND)
+        return out
 
     def predict_tokens(self, hidden_MD: Tensor) -> Tensor:
         """Vocabulary scores of the given states, ``(M, vocabulary)`` float32."""
