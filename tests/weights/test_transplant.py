@@ -233,3 +233,37 @@ def test_a_model_that_answers_starts_a_model_that_answers_and_no_other(tmp_path:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match=r"answer decoder \(VQA\)"):
         load_from_folder(made(WIDE), folder)
+
+
+# ---------------------------------------------------------------- captions
+
+
+def captioner() -> ModelConfig:
+    tree = PLAIN.model_dump()
+    tree["heads"] = ("masked_lm",)
+    tree["text"] |= {"causal": True}
+    return ModelConfig.model_validate(tree)
+
+
+def test_nothing_of_a_captioner_is_fresh(tmp_path: Path) -> None:
+    folder, state = folder_of(tmp_path / "ours", PLAIN)
+    path = tmp_path / "released.safetensors"
+    official = to_official(state, PLAIN)
+    save_file({name: value.clone().contiguous() for name, value in official.items()}, path)
+    for place in (folder, path):
+        model = made(captioner(), seed=2)
+        told = start_from_checkpoint(model, place)
+        own = model.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in own.items())
+        assert any("0 are random (none)" in note for note in told.notes)
+    report = load_from_folder(made(captioner(), seed=2), folder)
+    accounted(report, model, state)
+    heads = {note.name.split(".")[0] for note in report.dropped}
+    assert heads == {"itm_head", "bbox_head", "vision_proj", "text_proj", "temp"}
+
+
+def test_a_captioner_starts_a_captioner_and_no_other(tmp_path: Path) -> None:
+    folder, _ = folder_of(tmp_path, captioner())
+    assert not load_from_folder(made(captioner(), seed=2), folder).fresh
+    with pytest.raises(CheckpointError, match="a captioner"):
+        load_from_folder(made(PLAIN), folder)

@@ -4,8 +4,9 @@ A model of another arrangement than pre-training's takes the weights of a pre-tr
 released code does (official.md 5.3). For NLVR2 each cross layer feeds two: the one that looks at
 the first picture and the one that looks at the second; the keys and values that these share are
 there once. For VQA the cross layers feed the answer decoder as well, which looks at questions: its
-keys and values stay fresh where pictures are of another width than texts. Released files take the
-way of :mod:`xvlm_core.weights.official_names`.
+keys and values stay fresh where pictures are of another width than texts. A captioner is the very
+stack of pre-training, used from left to right: nothing in it is fresh. Released files take the way
+of :mod:`xvlm_core.weights.official_names`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _KINDS: dict[Kind, str] = {
     "decoder": "a model with an answer decoder (VQA)",
     "causal": "a captioner",
 }
-_FEEDS: dict[Kind, tuple[Kind, ...]] = {"plain": ("plain", "pairs", "decoder")}
+_FEEDS: dict[Kind, tuple[Kind, ...]] = {"plain": ("plain", "pairs", "decoder", "causal")}
 """The arrangements that a model of another one can start; each can start its own."""
 
 
@@ -79,7 +80,7 @@ def sources_of(theirs: ModelConfig, ours: ModelConfig, names: Collection[str]) -
         ours: the model that takes them; ``feeds(theirs, ours)``.
         names: of our parameters. The others may lack some of what is told for them.
     """
-    if kind_of(theirs) == kind_of(ours):
+    if kind_of(ours) in (kind_of(theirs), "causal"):
         return {name: name for name in names}
     if kind_of(ours) == "decoder":
         return {name: _before_copying(name, ours) for name in names}
