@@ -26,7 +26,7 @@ from xvlm_core.tasks.evaluations import EVALUATED
 if TYPE_CHECKING:
     from xvlm_cli.evaluate_files import PredictionFiles
     from xvlm_cli.evaluate_plan import Asked, Request
-    from xvlm_cli.evaluate_report import Answered
+    from xvlm_cli.evaluate_report import Answered, KnownModel
     from xvlm_core.inference.checkpoints import FoundModel
     from xvlm_core.metrics.calibration import Temperature
     from xvlm_core.tasks.presence import HasPresence, PresenceReport
@@ -169,6 +169,7 @@ def _leave(out: Output, code: int) -> NoReturn:
 
 def _run(request: Request, place: Place, out: Output) -> None:
     from xvlm_cli import evaluate_answers, evaluate_plan
+    from xvlm_cli import evaluate_report as report
     from xvlm_cli.evaluate_files import PredictionFiles, prediction_files
 
     _require_sense(request, place)
@@ -178,12 +179,15 @@ def _run(request: Request, place: Place, out: Output) -> None:
         out.note(f"scoring.candidates={k}, as recipe {asked.scored_as} has it")
     if request.predictions is not None:
         answers = evaluate_answers.saved(request, asked)
-        info = evaluate_answers.named_model(request, asked)
+        named = evaluate_answers.named_model(request, asked)
+        model = None if named is None else report.known_model(named, out)
+        _require_unlearnt(request, asked, model)
+        info = None if model is None else model.info
         if request.dry_run:
             _say_plan(request, asked, None, info, PredictionFiles({}), out)
         elif place.rank == 0:
             answered = evaluate_answers.of_file(request, asked, answers, info)
-            _report(request, asked, answered, None, info, PredictionFiles({}), out)
+            _report(request, asked, answered, None, model, PredictionFiles({}), out)
         return
     is_writer = place.rank == 0
     if is_writer and request.output is not None:  # before a model is looked for
@@ -192,18 +196,23 @@ def _run(request: Request, place: Place, out: Output) -> None:
 
     found = find_checkpoint(request.checkpoint, asked.task, os.environ, download=request.download)
     (out.warn if found.builtin else out.note)(found.origin)
-    from xvlm_core.weights.folder import read_info
-
-    info = read_info(found.folder)
-    files = PredictionFiles({})
-    if is_writer:
-        files = prediction_files(request, asked, found, out)
+    known = report.known_model(found, out)
+    _require_unlearnt(request, asked, known)
+    files = prediction_files(request, asked, found, out) if is_writer else PredictionFiles({})
     if request.dry_run:
-        _say_plan(request, asked, found, info, files, out)
+        _say_plan(request, asked, found, known.info, files, out)
         return
     answered = evaluate_answers.of_model(request, asked, found, place, out)
     if is_writer:
-        _report(request, asked, answered, found, info, files, out)
+        _report(request, asked, answered, found, known, files, out)
+
+
+def _require_unlearnt(request: Request, asked: Asked, model: KnownModel | None) -> None:
+    """A temperature is not fitted on the split that this very model has learnt from."""
+    from xvlm_cli.evaluate_plan import require_calibration
+
+    if model is not None and model.background.trained_split is not None:
+        require_calibration(asked.task, request.calibrate_on, model.background.trained_split)
 
 
 def _require_sense(request: Request, place: Place) -> None:
@@ -265,7 +274,7 @@ def _report(
     asked: Asked,
     answered: dict[str, Answered],
     found: FoundModel | None,
-    info: ModelInfo | None,
+    model: KnownModel | None,
     files: PredictionFiles,
     out: Output,
 ) -> None:
@@ -283,8 +292,8 @@ def _report(
         "temperature": None,
         "splits": {},
     }
-    if info is not None:
-        folder = None if found is None else found.folder
+    if model is not None:
+        folder, info = None if found is None else found.folder, model.info
         about = {"task": info.task, "about": info.about, "size": info.config.size}
         value["model"] = {"folder": folder, "origin": origin, **about}
     text = [origin]
@@ -300,7 +309,7 @@ def _report(
         report.warn(split, answered[split], out)
     for split in asked.splits:
         report.warn(split, answered[split], out)
-        compared = report.beside_the_paper(asked, split, answered[split].scores, info)
+        compared = report.beside_the_paper(asked, split, answered[split], model)
         presence = _presence(asked, answered[split], temperature)
         path = paths.get(split)
         value["splits"][split] = report.split_value(answered[split], compared, presence, path)

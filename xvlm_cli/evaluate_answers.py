@@ -94,15 +94,13 @@ def device_of(name: str, place: Place) -> torch.device:
         raise UsageError(f"--device {name}: {error.what}", try_="--device cpu") from None
 
 
-def named_model(request: Request, asked: Asked) -> ModelInfo | None:
+def named_model(request: Request, asked: Asked) -> FoundModel | None:
     """The model that saved predictions are said to be of."""
     if request.checkpoint is None:
         return None
     from xvlm_core.inference.checkpoints import find_checkpoint
-    from xvlm_core.weights.folder import read_info
 
-    found = find_checkpoint(request.checkpoint, asked.task, os.environ, download=request.download)
-    return read_info(found.folder)
+    return find_checkpoint(request.checkpoint, asked.task, os.environ, download=request.download)
 
 
 def saved(request: Request, asked: Asked) -> dict[str, SavedAnswer]:
@@ -159,8 +157,13 @@ def _without_model(
     }
 
 
-_ITEMS = {"grounding": "expressions", "weak_grounding": "expressions", "retrieval": "texts"}
-"""What is asked of a picture, where the pictures themselves are not the items."""
+_ITEMS = {
+    "grounding": "expressions",
+    "weak_grounding": "expressions",
+    "retrieval": "texts",
+    "vqa": "questions",
+}
+"""What is asked of a picture."""
 
 
 def planned(request: Request, asked: Asked, info: ModelInfo | None) -> dict[str, dict[str, int]]:
@@ -172,20 +175,21 @@ def planned(request: Request, asked: Asked, info: ModelInfo | None) -> dict[str,
         info: of the model that will answer; None: not known.
     """
     from xvlm_cli.evaluate_plan import records_of
+    from xvlm_core.tasks.evaluations import evaluation_class
 
+    of_pairs = evaluation_class(asked.task).of_pairs
     counts = {}
     for split, evaluation in _without_model(request, asked, info).items():
         items = list(evaluation.references())
-        if asked.task == "nlvr2":
+        if of_pairs:
             counts[split] = {"pairs": len(items)}
             continue
-        n = sum(records_of(asked, split))
-        n = n if request.limit is None else min(n, request.limit)
-        pictures = [item for item in items if asked.task == "retrieval" and item["text"] is None]
-        counts[split] = {
-            "pictures": len(pictures) if asked.task == "retrieval" else n,
-            _ITEMS[asked.task]: len(items) - len(pictures),
-        }
+        pictures = sum(records_of(asked, split))
+        pictures = pictures if request.limit is None else min(pictures, request.limit)
+        if asked.task == "retrieval":  # pictures are items, too
+            pictures = sum(item["text"] is None for item in items)
+            items = [item for item in items if item["text"] is not None]
+        counts[split] = {"pictures": pictures, _ITEMS.get(asked.task, "items"): len(items)}
     return counts
 
 

@@ -84,24 +84,28 @@ class Asked:
         """The stores, for people."""
         return ", ".join(map(str, self.places))
 
+    @property
+    def proposals(self) -> tuple[str, ...]:
+        """Names of the stores that boxes are chosen from."""
+        places = self.scoring.proposals
+        return tuple(re.split(r"[/\\]", place.rstrip("/"))[-1] for place in places)
+
     def file_name(self, split: str, limit: int | None) -> str:
         """Of the predictions of a split: other data or another scoring, another name."""
         stores = "_".join(store.name for store in self.stores)
         first = [] if limit is None else [f"first{limit}"]
-        parts = [self.task, stores, split, *_said_of(self.task, self.scoring), *first]
+        parts = [self.task, stores, split, *self._scored(), *first]
         return re.sub(r"[^\w.+-]", "_", "-".join(parts)) + ".jsonl"
 
-
-def _said_of(task: str, scoring: ScoringSection) -> list[str]:
-    """What of the scoring makes other answers to a task than the default does."""
-    said = []
-    if task == "retrieval" and scoring.candidates != ScoringSection().candidates:
-        said.append(f"candidates{scoring.candidates}")
-    if task == "weak_grounding":
-        if scoring.cam_layer is not None:
-            said.append(f"layer{scoring.cam_layer}")
-        said += [re.split(r"[/\\]", place.rstrip("/"))[-1] for place in scoring.proposals]
-    return said
+    def _scored(self) -> list[str]:
+        """What of the scoring makes other answers than the default does."""
+        scoring, said = self.scoring, []
+        if self.task == "retrieval" and scoring.candidates != ScoringSection().candidates:
+            said.append(f"candidates{scoring.candidates}")
+        if self.task == "weak_grounding":
+            said += [] if scoring.cam_layer is None else [f"layer{scoring.cam_layer}"]
+            said += self.proposals
+        return said
 
 
 def asked(request: Request) -> Asked:

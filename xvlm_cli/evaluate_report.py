@@ -16,9 +16,11 @@ from xvlm_cli.output import Output, table
 from xvlm_core.listing import some
 
 if TYPE_CHECKING:
+    from xvlm_core.inference.checkpoints import FoundModel
     from xvlm_core.metrics.calibration import ReliabilityBin, Temperature
     from xvlm_core.tasks.base import Prediction, Score, Scores
     from xvlm_core.tasks.presence import PresenceReport
+    from xvlm_core.weights.background import Background
     from xvlm_core.weights.folder import ModelInfo
 
 
@@ -49,30 +51,64 @@ class Comparison:
     differences: list[str]
 
 
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that answered, and what is recorded of its training."""
+
+    info: ModelInfo
+    background: Background
+
+
+def known_model(found: FoundModel, out: Output) -> KnownModel:
+    """What is known of the model that answers.
+
+    A damaged record is said, and nothing more: the answers are none the worse.
+    """
+    from xvlm_core.errors import CheckpointError
+    from xvlm_core.weights.background import Background, background_of
+    from xvlm_core.weights.folder import read_info
+
+    info, background = read_info(found.folder), Background()
+    try:
+        background = background_of(found.folder)
+    except CheckpointError as error:
+        out.warn(f"how the model was trained is not known: {error.what}")
+    return KnownModel(info, background)
+
+
 def beside_the_paper(
-    asked: Asked, split: str, scores: Scores, info: ModelInfo | None
+    asked: Asked, split: str, answered: Answered, model: KnownModel | None
 ) -> Comparison:
     """The scores with the paper's figure for the same data, where it has one.
+
+    A figure is of a task's own models: one that was trained for another task has none, but for a
+    pre-trained model that retrieves.
 
     Args:
         asked: which data.
         split: of them.
-        scores: ours.
-        info: of the model; None: it is not known which one answered.
+        answered: ours.
+        model: that answered; None: it is not known which one.
     """
     from xvlm_core.metrics import paper
+    from xvlm_core.metrics.paper_caveats import Answers, Model, caveats
 
+    scores = answered.scores
     if len(asked.stores) != 1:
         return Comparison(scores, [])
     (store,) = asked.stores
     manifest = store.manifest
     dataset = paper.dataset_of(store.name, manifest.source, manifest.command)
     task: str | None = asked.task
-    if info is not None and info.task != asked.task:  # not what the paper's rows are of
-        zero_shot = (info.task, asked.task) == ("pretrain", "retrieval")
+    if model is not None and model.info.task != asked.task:
+        zero_shot = (model.info.task, asked.task) == ("pretrain", "retrieval")
         task = "retrieval, zero-shot" if zero_shot else None
     if dataset is None or task is None:
         return Comparison(scores, [])
+    ours = None
+    if model is not None:
+        shape = model.info.config
+        ours = Model(shape.size, shape.vision.image_size, model.info.about, model.background)
     found = dict(scores)
     differences: list[str] = []
     for name, score in scores.items():
@@ -80,12 +116,10 @@ def beside_the_paper(
         if not figures:
             continue
         found[name] = dataclasses.replace(score, reference=paper.said(figures))
-        differences += paper.caveats(
-            figures[0],
-            n=score.n,
-            image_size=None if info is None else info.config.vision.image_size,
-            size=None if info is None else info.config.size,
+        answers = Answers.of(
+            answered.predictions, n=score.n, split=split, proposals=asked.proposals
         )
+        differences += caveats(figures[0], answers, ours)
     return Comparison(found, list(dict.fromkeys(differences)))
 
 

@@ -333,6 +333,80 @@ def test_the_figure_of_the_paper_is_shown_for_its_data_alone(
     assert "the paper" not in xvlm(*words, "--data", "other/refcoco+").out
 
 
+@pytest.mark.parametrize(
+    ("task", "other"),
+    [("weak_grounding", "retrieval"), ("weak_grounding", "pretrain"), ("grounding", "pretrain")],
+)
+def test_a_model_of_another_task_has_no_row(
+    task: str, other: str, xvlm: Run, called_refcoco: Path, tmp_path: Path
+) -> None:
+    """It can be asked, but it is not what the paper's figure is of."""
+    for trained_for, has_row in ((other, False), (task, True)):
+        heads = ("matching", "contrastive", "box")
+        model = write_model(tmp_path / trained_for, task=trained_for, heads=heads)
+        words = ("evaluate", task, "-c", model, "--data", called_refcoco, "--no-files", "--json")
+        result = xvlm(*words).document()["result"]
+        assert (result["scores"]["accuracy@0.5"]["reference"] is not None) == has_row
+        assert bool(result["differences_from_the_paper"]) == has_row
+    told = "; ".join(result["differences_from_the_paper"])
+    assert "how the model here was trained is not recorded" in told
+    assert ("MAttNet" in told) == (task == "weak_grounding")
+
+
+@pytest.fixture
+def recorded(pretrained: Path, tmp_path: Path) -> Path:
+    """A copy of a checkpoint, which says how it came about, called one of weak grounding."""
+    folder = tmp_path / "recorded"
+    shutil.copytree(pretrained / "checkpoints" / "step-00000002", folder)
+    (folder / "MANIFEST.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "task": "weak_grounding"}))
+    return folder
+
+
+def test_what_is_recorded_of_the_model_is_told_beside_the_paper(
+    xvlm: Run, recorded: Path, called_refcoco: Path
+) -> None:
+    words = ("evaluate", "weak_grounding", "-c", recorded, "--data", called_refcoco, "--json")
+    document = xvlm(*words, "-o", "w.jsonl").document()
+    told = "; ".join(document["result"]["differences_from_the_paper"])
+    assert "pre-trained on the stores world here; the paper's 4M" in told
+    assert "without proposals here" in told
+    rows = lines_of("w.jsonl")
+    for row in rows:
+        row["found_by"] = "proposal"
+    other = write_lines(Path("other.jsonl"), rows)
+    told = "; ".join(xvlm(*words, "-p", other).document()["result"]["differences_from_the_paper"])
+    assert "one of the proposals of the records themselves here" in told
+    assert "pre-trained on the stores world here" in told
+    words = ("evaluate", "weak_grounding", "-p", other, "--data", called_refcoco, "--json")
+    told = "; ".join(xvlm(*words).document()["result"]["differences_from_the_paper"])
+    assert "which model answered is not known" in told
+    assert "pre-trained" not in told
+
+
+def test_a_damaged_record_is_said_and_the_model_answers(
+    xvlm: Run, recorded: Path, called_refcoco: Path
+) -> None:
+    (recorded / "provenance.json").write_text("{")
+    words = ("evaluate", "weak_grounding", "-c", recorded, "--data", called_refcoco, "--no-files")
+    document = xvlm(*words, "--json").document()
+    assert any("how the model was trained" in warning for warning in document["warnings"])
+    assert "is not recorded" in "; ".join(document["result"]["differences_from_the_paper"])
+
+
+def test_a_temperature_is_not_fitted_on_what_this_very_model_learnt_from(
+    xvlm: Run, recorded: Path, world_store: Path
+) -> None:
+    path = recorded / "provenance.json"
+    record = json.loads(path.read_text())
+    record["recipe"]["data"]["train_split"] = "val"
+    path.write_text(json.dumps(record))
+    words = ("evaluate", "weak_grounding", "-c", recorded, "--data", world_store)
+    said = xvlm(*words, "--split", "train", "--calibrate-on", "val").refusal(2)
+    assert "--calibrate-on val is the split that is trained on" in said
+
+
 def test_a_pretrained_model_has_no_row_of_fine_tuned_ones(
     xvlm: Run, pretrained: Path, called_refcoco: Path
 ) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from xvlm_core.metrics.paper import FIGURES, caveats, dataset_of, figures, said
+from xvlm_core.metrics.paper import FIGURES, dataset_of, figures, said
 
 PREPARE = "xvlm prepare-data"
 
@@ -59,18 +59,3 @@ def test_figures_are_shown_with_their_table_and_data() -> None:
     assert said(figures("grounding", "refcoco+", "val")) == "80.17 (4M), 84.51 (16M), Table 3"
     assert figures("grounding", "refcoco", "val") == []
     assert figures("grounding", "refcoco+", "train") == []
-
-
-def test_what_differs_from_the_paper_is_named() -> None:
-    figure = figures("grounding", "refcoco+", "val")[0]
-    same = caveats(figure, n=10758, image_size=384, size="base")
-    other = caveats(figure, n=10700, image_size=224, size="tiny")
-    assert len(other) == len(same) + 3
-    told = "; ".join(other)
-    assert "10,700 items here, 10,758" in told
-    assert "224 px here, of 384 px" in told
-    assert "size tiny" in told
-    assert any("not known" in line for line in caveats(figure, n=1, image_size=None, size=None))
-    zero_shot = figures("retrieval, zero-shot", "flickr30k", "test")[0]
-    told = "; ".join(caveats(zero_shot, n=1000, image_size=384, size="base"))
-    assert "the paper does not say" in told
