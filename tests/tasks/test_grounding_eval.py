@@ -14,6 +14,7 @@ from tests.data.painted import TOKENIZER, painted_record, painted_store
 from tests.tasks.recipes import MODEL
 from xvlm_core.config.schema import ModelSection
 from xvlm_core.data.batches import GroundingBatch, GroundingItem
+from xvlm_core.data.images import read_picture
 from xvlm_core.data.records import Record, Region
 from xvlm_core.data.samples import BoxXYXY
 from xvlm_core.data.store import Store
@@ -62,6 +63,74 @@ def test_every_phrase_of_the_split_comes_once(store: Store, pictures: int) -> No
         assert batch.present_B.tolist() == [item.box_xyxy_px is not None for item in batch.items]
         owners = [batch.record_ids[i] for i in batch.picture_of_text_B.tolist()]
         assert owners == [item.record for item in batch.items]
+
+
+@pytest.fixture
+def expressions(tmp_path: Path) -> Store:
+    """Three pictures, four expressions of each, as RefCOCO has them: one a record, mixed."""
+    firsts = [record(tmp_path, f"p{i}") for i in range(3)]
+    made = [
+        dataclasses.replace(
+            one, id=f"{one.id}-{n}", regions=(Region(f"{text} box", RED, "phrase"),)
+        )
+        for n, text in enumerate(("red", "green", "a red", "the green"))
+        for one in firsts
+    ]
+    return painted_store(tmp_path / "expressions", tmp_path, made)
+
+
+def test_a_picture_of_many_expressions_is_read_and_encoded_once_a_batch(
+    expressions: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    read: list[object] = []
+
+    def spy(source: Any) -> Any:
+        read.append(source)
+        return read_picture(source)
+
+    monkeypatch.setattr(grounding_eval, "read_picture", spy)
+
+    def answers(batch_records: int) -> tuple[dict[str, Prediction], int]:
+        read.clear()
+        encoded = 0
+        found: dict[str, Prediction] = {}
+        with torch.no_grad():
+            for batch in evaluation([expressions], batch_records=batch_records).validation():
+                encoded += len(batch.pictures_ICHW)
+                found |= {p["id"]: p for p in predict(model, batch)}
+        assert len(read) == encoded
+        return found, encoded
+
+    alone, each = answers(1)
+    assert (len(alone), each) == (24, 12)
+    for batch_records, pictures in ((32, 3), (4, 3), (6, 4)):
+        together, encoded = answers(batch_records)
+        assert encoded == pictures
+        assert together.keys() == alone.keys()
+        for name, one in alone.items():
+            other = dict(together[name])
+            assert other.pop("box_xyxy_px") == pytest.approx(one["box_xyxy_px"], abs=1e-4)
+            assert other.pop("probability") == pytest.approx(one["probability"], abs=1e-6)
+            assert other == {key: one[key] for key in other}
+
+
+def test_all_expressions_of_a_picture_that_cannot_be_read_are_left_out(expressions: Store) -> None:
+    (expressions.folder.parent / "p1.png").write_bytes(b"no picture")
+    one = evaluation([expressions])
+    asked = items_of(list(one.validation()))
+    assert {item.image for item in asked} == {"p0.png", "p2.png"}
+    assert sum(one.dropped.values()) == 8
+    assert len(asked) == 16
+
+
+def test_pictures_of_the_same_name_in_two_stores_are_two(tmp_path: Path) -> None:
+    stores = []
+    for name in ("one", "two"):
+        made = [record(tmp_path / name, "p")]
+        stores.append(painted_store(tmp_path / name / "store", tmp_path / name, made))
+    (batch,) = evaluation(stores).validation()
+    assert batch.n_pictures == 2
 
 
 def test_an_evaluation_can_be_repeated(store: Store) -> None:

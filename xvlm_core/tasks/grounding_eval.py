@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from xvlm_core.data import augment
@@ -19,6 +19,7 @@ from xvlm_core.data.batches import GroundingBatch, GroundingItem
 from xvlm_core.data.boxes import box_problem
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.records import Record
+from xvlm_core.data.samples import SIZE_MISMATCH
 from xvlm_core.data.store import Store
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.xvlm import XVLM
@@ -46,8 +47,50 @@ MAX_PHRASES = 512
 """Phrases a batch from which on no further picture joins it: bounds the memory."""
 
 
+class _Pictures:
+    """The pictures of a batch, each once however many records are about it.
+
+    Attributes:
+        pixels: normalised pictures.
+        record_ids: the first record of each.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+        self.pixels: list[np.ndarray] = []
+        self.record_ids: list[str] = []
+        self._known: dict[str, tuple[int, tuple[int, int]]] = {}
+
+    def number(self, name: str, store: Store, record: Record) -> int:
+        """The place of a record's picture among them.
+
+        Args:
+            name: of the picture: the same for all records about it.
+            store: of the record.
+            record: that is asked about.
+
+        Raises:
+            PictureError: it cannot be read, or the boxes of the record cannot be boxes of it.
+        """
+        number, size = self._known.get(name, (len(self.pixels), (0, 0)))
+        image = None
+        if name not in self._known:
+            image = read_picture(store.picture(record))
+            size = image.size
+        if size != (record.width, record.height):
+            raise PictureError(SIZE_MISMATCH, size)
+        if image is not None:
+            self.pixels.append(augment.normalise(augment.test_picture(image, self.image_size)))
+            self.record_ids.append(record.id)
+            self._known[name] = number, size
+        return number
+
+
 class GroundingEvaluation(SplitItems):
-    """The phrases of some stores' split, in order, each once; nothing is padded or repeated.
+    """The phrases of some stores' split, each once; nothing is padded or repeated.
+
+    Records about one picture (RefCOCO has one for each expression) are asked about one after the
+    other, so that the picture is read and encoded once in a batch.
 
     A :class:`xvlm_core.tasks.evaluations.StoreEvaluation`.
     """
@@ -87,60 +130,60 @@ class GroundingEvaluation(SplitItems):
     def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[GroundingBatch]:
         """Batches of whole pictures with all their phrases, present and absent.
 
-        The shares of the ranks, one after the other, are all pictures in order. What was dropped
+        The shares of the ranks, one after the other, are all pictures once. What was dropped
         after the last phrase that could be asked comes as a batch without any.
         """
         for places in self.shares(rank, world_size):
             yield from self._batches(places)
         last = self.newly_dropped()
         if last:
-            yield self._batch([], [], [], last)
+            yield self._batch(_Pictures(self.image_size), [], last)
+
+    def asked_in_order(self) -> list[Place]:
+        """Pictures by their first record, each with all its records."""
+        return self._by_picture
+
+    @cached_property
+    def _by_picture(self) -> list[Place]:
+        groups: dict[str, list[Place]] = {}
+        for place in self.places:
+            groups.setdefault(f"{place.prefix}{place.record().image}", []).append(place)
+        return [place for group in groups.values() for place in group]
 
     def _batches(self, places: Sequence[Place]) -> Iterator[GroundingBatch]:
         """One, or more where there are many phrases."""
-        pictures: list[np.ndarray] = []
+        pictures = _Pictures(self.image_size)
         rows: list[tuple[int, tuple[int, ...], GroundingItem]] = []
-        ids: list[str] = []
         for number, place in enumerate(places, start=1):
             record = place.record()
             found = list(self._items(record, place.prefix))
-            image = self._picture(place.store, record, len(found)) if found else None
-            if image is not None:
-                rows += [(len(pictures), tokens, item) for tokens, item in found]
-                pictures.append(augment.normalise(augment.test_picture(image, self.image_size)))
-                ids.append(record.id)
+            if found:
+                try:
+                    picture = pictures.number(found[0][1].image, place.store, record)
+                    rows += [(picture, tokens, item) for tokens, item in found]
+                except PictureError as problem:
+                    self.drop(record.id, problem.reason, len(found))
             if rows and (len(rows) >= MAX_PHRASES or number == len(places)):
-                yield self._batch(pictures, rows, ids, self.newly_dropped())
-                pictures, rows, ids = [], [], []
-
-    def _picture(self, store: Store, record: Record, phrases: int) -> Image.Image | None:
-        """The picture, if the boxes of the record can be boxes of it."""
-        try:
-            image = read_picture(store.picture(record))
-        except PictureError as problem:
-            self.drop(record.id, problem.reason, phrases)
-            return None
-        if image.size != (record.width, record.height):
-            self.drop(record.id, "size mismatch", phrases)
-            return None
-        return image
+                yield self._batch(pictures, rows, self.newly_dropped())
+                pictures, rows = _Pictures(self.image_size), []
 
     def _batch(
         self,
-        pictures: list[np.ndarray],
+        pictures: _Pictures,
         rows: list[tuple[int, tuple[int, ...], GroundingItem]],
-        ids: list[str],
         dropped: dict[str, int],
     ) -> GroundingBatch:
         items = tuple(item for _, _, item in rows)
         return GroundingBatch(
-            pictures_ICHW=torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(0, 3),
+            pictures_ICHW=torch.from_numpy(np.stack(pictures.pixels))
+            if pictures.pixels
+            else torch.zeros(0, 3),
             texts=PackedTexts.from_lists([tokens for _, tokens, _ in rows]),
             picture_of_text_B=torch.tensor([picture for picture, _, _ in rows]),
             present_B=torch.tensor([item.box_xyxy_px is not None for item in items]),
             boxes_cxcywh_B4=torch.zeros(len(rows), 4),
             items=items,
-            record_ids=tuple(ids),
+            record_ids=tuple(pictures.record_ids),
             dropped=dropped,
         )
 

@@ -39,7 +39,7 @@ class Place:
 
 
 class SplitItems:
-    """The records of some stores' split, in order, each once; nothing is padded or repeated.
+    """The records of some stores' split, in an order, each once; nothing is padded or repeated.
 
     Args:
         stores: where the records are.
@@ -117,9 +117,14 @@ class SplitItems:
         the last bit. Forgets what was left out before.
         """
         self.forget_dropped()
-        n, size = -(-len(self.places) // self.batch_records), self.batch_records
+        places, size = self.asked_in_order(), self.batch_records
+        n = -(-len(places) // size)
         for number in range(rank * n // world_size, (rank + 1) * n // world_size):
-            yield self.places[number * size : (number + 1) * size]
+            yield places[number * size : (number + 1) * size]
+
+    def asked_in_order(self) -> list[Place]:
+        """The records in the order in which they are asked about; the same on every rank."""
+        return self.places
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Of a text as the model reads it; none where nothing is left of it."""
