@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from xvlm_core.config.explain import schema_keys
-from xvlm_core.config.resolve import describe, parse_override, resolve
+from xvlm_core.config.resolve import describe, dump_recipe, parse_override, resolve
 from xvlm_core.errors import ConfigError, UsageError
 
 
@@ -34,6 +34,23 @@ def test_precedence_is_override_flag_environment_recipe_schema() -> None:
     assert str(resolved.origin("train.device")) == "environment XVLM_TRAIN__DEVICE"
     assert resolved.origin("text.max_words").source == "recipe"
     assert str(resolved.origin("train.log_every")) == "schema"
+
+
+def test_compat_goes_for_the_scoring_unless_that_is_told_otherwise(tmp_path: Path) -> None:
+    def scored(*overrides: str, name: str = "finetune/world-weak") -> tuple[str | None, str]:
+        resolved = resolve(name, overrides)
+        return resolved.recipe.scoring.compat, str(resolved.origin("scoring.compat"))
+
+    assert scored() == (None, "schema"), "as the model's run"
+    assert scored("compat=official") == ("official", "override")
+    assert scored("compat=none") == ("none", "override")
+    assert scored("compat=official", "scoring.compat=none") == ("none", "override")
+    assert scored("scoring.compat=official") == ("official", "override")
+    for overrides in ([], ["compat=official"], ["compat=none"]):
+        recipe = resolve("finetune/world-weak", overrides).recipe
+        again = tmp_path / "recipe.yaml"
+        again.write_text(dump_recipe(recipe))
+        assert resolve(str(again)).recipe == recipe, "a run's own recipe stays as it is"
 
 
 def test_every_value_has_a_row_with_its_origin_and_the_line_of_the_file() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.tasks.recipes import BOXES, grounding_recipe, merged, records, store, write_stores
 from xvlm_core.config.resolve import resolve
+from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data import augment
 from xvlm_core.data.batches import PretrainBatch
 from xvlm_core.data.records import Record, Region
@@ -27,6 +28,7 @@ from xvlm_core.tasks.registry import build_task, missing_stores
 from xvlm_core.tasks.weak_grounding import WeakGroundingTask
 from xvlm_core.tasks.weak_grounding_eval import BY_PROPOSAL, WeakGroundingEvaluation
 from xvlm_core.train.evaluation import evaluate
+from xvlm_core.weights.folder import load_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +266,25 @@ def test_validation_is_grounding_by_heat_maps_among_proposals(root: Path, tmp_pa
     )
     assert isinstance(official.evaluation, WeakGroundingEvaluation)
     assert official.evaluation.compat_official
+
+
+@pytest.mark.parametrize("compat", ["none", "official"])
+def test_a_model_is_scored_as_its_run_was(root: Path, tmp_path: Path, compat: str) -> None:
+    task = task_of(root, compat=compat)
+    task.save_model(task.build_model(), tmp_path / "model")
+    loaded, stores = load_model_folder(tmp_path / "model"), task.validation_stores
+    for scoring, official in (
+        (None, compat == "official"),
+        (ScoringSection(), compat == "official"),
+        (ScoringSection(compat="none"), False),
+        (ScoringSection(compat="official"), True),
+    ):
+        later = WeakGroundingEvaluation.of_model(
+            stores, "val", loaded.tokenizer, loaded.info, scoring=scoring
+        )
+        assert later.compat_official == official, scoring
+    assert isinstance(task.evaluation, WeakGroundingEvaluation)
+    assert task.evaluation.compat_official == (compat == "official")
 
 
 def test_a_world_stands_in_for_the_detections_too(tmp_path: Path) -> None:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.data.painted import painted_record, painted_store
 from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data.store import Store
 from xvlm_core.errors import ConfigError
 from xvlm_core.inference.checkpoints import builtin_folder
 from xvlm_core.inference.heatmap import cam_layer
-from xvlm_core.inference.proposals import usable
+from xvlm_core.inference.proposals import ProposalIndex, usable
 from xvlm_core.models.sizes import base, tiny
 from xvlm_core.sources.prepare import prepare
+from xvlm_core.tasks.grounding_eval import BoxXYXY
+from xvlm_core.tasks.saved_predictions import read_answers
 from xvlm_core.tasks.weak_grounding_eval import (
     BY_MAP,
     BY_PROPOSAL,
+    EvaluationWarning,
     WeakGroundingEvaluation,
+    WeakGroundingItem,
+    _prediction,
     with_the_box_before,
 )
 from xvlm_core.train.evaluation import evaluate
@@ -157,7 +167,10 @@ def test_the_released_code_keeps_the_box_of_the_phrase_before() -> None:
     assert rows[2]["box_xyxy_px"] == [2, 0, 9, 9], "the predictions stay as they are"
 
 
-def test_compat_official_is_a_matter_of_the_score_alone(
+OFFICIAL = ScoringSection(compat="official")
+
+
+def test_without_a_score_above_0_a_phrase_is_missed_or_has_the_box_before(
     stores: dict[str, Store], built_in: LoadedModel
 ) -> None:
     ours = of(stores["with"], built_in, limit=3)
@@ -165,8 +178,121 @@ def test_compat_official_is_a_matter_of_the_score_alone(
     assert found is not None
     rows = [dict(p) for p in found.predictions]
     for row in rows[1:]:
-        row["proposal_score"] = 0.0
-    official = of(stores["with"], built_in, limit=3, compat_official=True)
-    assert ours.score(rows)["accuracy@0.5"] == found.scores["accuracy@0.5"]
-    assert official.score(rows)["accuracy@0.5"].value < found.scores["accuracy@0.5"].value
-    assert ours.score(rows)["phrases without heat"].value > 0.9
+        row |= {"proposal_score": 0.0, "box_xyxy_px": row["target_xyxy_px"] or [0, 0, 1, 1]}
+    n = sum(row["present"] for row in rows)
+    with pytest.warns(
+        EvaluationWarning, match=f"val: {n - 1} phrases without heat, counted as mis"
+    ):
+        scores = ours.score(rows)
+    assert scores["accuracy@0.5"].value <= 1 / n, "the right box by chance is no answer"
+    assert scores["phrases without heat"].value == (n - 1) / n
+    official = of(stores["with"], built_in, limit=3, scoring=OFFICIAL)
+    with pytest.warns(EvaluationWarning, match="the box of the phrase before counts"):
+        before = official.score(rows)
+    first = [{**row, "box_xyxy_px": rows[0]["box_xyxy_px"], "proposal_score": 1.0} for row in rows]
+    assert before["accuracy@0.5"] == ours.score(first)["accuracy@0.5"]
+
+
+@pytest.mark.parametrize("proposals", [((0.0, 0.0, 40.0, 30.0), (1.0, 1.0, 9.0, 9.0)), ()])
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_map_without_heat_finds_nothing(
+    proposals: tuple[BoxXYXY, ...],
+    value: float,
+    stores: dict[str, Store],
+    built_in: LoadedModel,
+    tmp_path: Path,
+) -> None:
+    """Neither the first proposal nor the whole picture, which here is the right box."""
+    whole = (0.0, 0.0, 40.0, 30.0)
+    item = WeakGroundingItem("1", "r", "x", "x", whole, 40, 30, proposals_xyxy_px=proposals)
+    cold = _prediction(item, np.full((8, 8), value), 0.9)
+    warm = _prediction(item, np.full((8, 8), 1.0), 0.9)
+    assert (cold["found_by"], cold["box_xyxy_px"]) == ("no heat", [0, 0, 0, 0])
+    assert (warm["found_by"], warm["box_xyxy_px"]) == (
+        BY_PROPOSAL if proposals else BY_MAP,
+        [*whole],
+    )
+    evaluation = of(stores["without"], built_in)
+    assert evaluation.score([warm])["accuracy@0.5"].value == 1
+    with pytest.warns(EvaluationWarning, match="val: 1 phrases without heat, counted as missed: 1"):
+        scores = evaluation.score([cold])
+    assert scores["accuracy@0.5"].value == scores["mean IoU"].value == 0
+    assert scores["phrases without heat"].value == 1
+    saved = tmp_path / "saved.jsonl"
+    saved.write_text(json.dumps(cold))
+    kind = WeakGroundingEvaluation
+    (answer,) = read_answers(saved, kind.NO_ANSWER, kind.ALSO_SAID).values()
+    with pytest.warns(EvaluationWarning, match="counted as missed"):
+        assert evaluation.score([{**cold, **answer.fields}]) == scores
+
+
+def test_pictures_without_proposals_are_counted_by_reason_and_said(
+    stores: dict[str, Store], built_in: LoadedModel, tmp_path: Path
+) -> None:
+    store = stores["without"]
+    records = [store[int(number)] for number in store.indices("val")]
+    lines = [
+        {"image": record.image, "boxes": [[-9, -9, -1, -1]] if number == 0 else [[0, 0, 9, 9]]}
+        for number, record in enumerate(records[:-2])
+    ]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    evaluation = of(store, built_in)
+    evaluation.index = ProposalIndex.of_file(tmp_path / "boxes.jsonl")
+    with pytest.warns(EvaluationWarning) as said:
+        found = evaluate(evaluation, built_in.model, CPU)
+    assert found is not None
+    n = {r.image: sum(p["image"] == r.image for p in found.predictions) for r in records}
+    texts = [str(one.message) for one in said if "without heat" not in str(one.message)]
+    two = [record.image for record in records[-2:]]
+    assert texts == [
+        f"val: {n[records[0].image]:,} phrases of {records[0].image}: no proposal that is a box in "
+        "the picture, what is hot in the heat map answers",
+        f"val: {n[two[0]] + n[two[1]]:,} phrases of {two[0]}, {two[1]}: no proposals, what is hot "
+        "in the heat map answers",
+    ]
+    by_map = {p["image"] for p in found.predictions if p["found_by"] == BY_MAP}
+    assert by_map <= {records[0].image, *two}
+    share = found.scores["phrases with proposals"]
+    present = Counter(p["image"] for p in found.predictions if p["present"])
+    lost = present[records[0].image] + present[two[0]] + present[two[1]]
+    assert share.value == pytest.approx(1 - lost / share.n)
+
+
+def test_proposals_are_cut_to_the_picture_but_as_released(
+    stores: dict[str, Store], built_in: LoadedModel, tmp_path: Path
+) -> None:
+    store = stores["without"]
+    record = store[int(store.indices("val")[0])]
+    width, height = record.width, record.height
+    raw = [[0, 0, 2 * width, height], [5, 5, 5, 9], [1, 2, 30, 40]]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"image": record.image, "boxes": raw}))
+    index = ProposalIndex.of_file(tmp_path / "b.jsonl")
+    ours = of(store, built_in, limit=1)
+    official = of(store, built_in, limit=1, scoring=OFFICIAL)
+    ours.index = official.index = index
+    cut = next(iter(ours.references()))["proposals_xyxy_px"]
+    assert cut == ((0, 0, width, height), (1, 2, 30, 40))
+    kept = next(iter(official.references()))["proposals_xyxy_px"]
+    assert kept == tuple(map(tuple, raw))
+    item = WeakGroundingItem("1", "r", "x", "x", None, width, height, proposals_xyxy_px=kept)
+    flat = _prediction(item, np.full((8, 8), 1.0), 0.9)
+    # heat of the picture over the root of the whole box's area, against 29 x 38 over its root
+    scores = [width * height / np.sqrt(2 * width * height), np.sqrt(29 * 38)]
+    assert flat["box_xyxy_px"] == raw[0 if scores[0] > scores[1] else 2]
+    assert flat["proposal_score"] == pytest.approx(max(scores))
+
+
+def test_as_released_phrases_are_asked_in_the_order_of_the_data(
+    built_in: LoadedModel, tmp_path: Path
+) -> None:
+    """The box before is that of the expression before, whatever its picture."""
+    made = [
+        painted_record(tmp_path, name, [("red box", (0, 0, 9, 9))], split="val") for name in "ab"
+    ]
+    twins = [dataclasses.replace(one, id=f"{one.id}2") for one in made]
+    store = painted_store(tmp_path / "store", tmp_path, [*made, *twins])
+    orders = []
+    for scoring in (None, OFFICIAL):
+        evaluation = of(store, built_in, scoring=scoring)
+        orders.append([item.record for batch in evaluation.validation() for item in batch.items])
+    assert orders == [["a", "a2", "b", "b2"], ["a", "b", "a2", "b2"]]

@@ -104,8 +104,23 @@ def resolve(
     for override in overrides:
         key, value = parse_override(override)
         merged.set(key, value, Origin("override"))
+    _follow_compat(merged)
     recipe = _validate(merged, full_name)
     return Resolved(recipe, merged.origins, full_name, place)
+
+
+def _follow_compat(merged: _Merge) -> None:
+    """``compat``, where it is given, goes for the scoring, too, unless that is told otherwise.
+
+    "none" in a file may be a default that was written out: it leaves the choice to the model.
+    """
+    value, origin = merged.tree.get("compat"), merged.origins.get("compat")
+    scoring = merged.tree.get("scoring") or {}
+    is_free = isinstance(scoring, dict) and scoring.get("compat") is None
+    if origin is None or not is_free or value not in ("none", "official"):
+        return
+    if value == "official" or origin.source != "recipe":
+        merged.set("scoring.compat", value, origin)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

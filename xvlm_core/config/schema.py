@@ -260,6 +260,11 @@ class ScheduleSection(_Section):
 class ScoringSection(_Section):
     """How answers are found and scored."""
 
+    compat: Literal["none", "official"] | None = Field(
+        None,
+        description="official: as the released code scores, where that departs from sense; null: "
+        "as the run was that the model is of (where compat is given, that goes for this, too)",
+    )
     candidates: int = Field(
         256,
         gt=0,

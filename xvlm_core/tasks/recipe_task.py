@@ -136,6 +136,7 @@ class RecipeTask(ABC):
             trained_on=", ".join(names),
             max_words=self.recipe.text.max_words,
             max_tokens=token_limit(self.recipe, self.config),
+            compat=self.recipe.compat,
             config=self.config,
         )
 

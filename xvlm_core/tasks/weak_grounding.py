@@ -95,6 +95,5 @@ class WeakGroundingTask(RetrievalTask):
             self.info(),
             scoring=recipe.scoring,
             proposals=open_stores(recipe, recipe.scoring.proposals),
-            compat_official=recipe.compat == "official",
             limit=recipe.data.validation_limit,
         )

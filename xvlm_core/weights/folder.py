@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,6 +36,9 @@ class ModelInfo(BaseModel):
     trained_on: str = Field("", description="the data it has seen")
     max_words: int = Field(gt=0)
     max_tokens: int = Field(gt=1)
+    compat: Literal["none", "official"] = Field(
+        "none", description="of the run that made it: how it is scored, if nothing else is said"
+    )
     config: ModelConfig
 
     @model_validator(mode="after")
