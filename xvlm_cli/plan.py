@@ -202,7 +202,9 @@ def _steps(recipe: Recipe, ready: bool, start_from: Path | None) -> int | None:
             if data.images
             else data.regions.max_images
             if data.regions
-            else data.pairs and data.pairs.batch_size
+            else data.pairs.batch_size
+            if data.pairs
+            else data.questions and data.questions.batch_size
         )
         assert per_step, "the schema wants one of the streams"
         return total_steps(recipe.schedule, -(-data.size // per_step))
@@ -238,6 +240,11 @@ def _batch(recipe: Recipe, ranks: int) -> dict[str, Any]:
     if data.pairs is not None:
         row["pairs"] = data.pairs.batch_size
         said.append(f"{data.pairs.batch_size:,} pairs of pictures")
+    if data.questions is not None:
+        row["question_pictures"] = data.questions.batch_size
+        most = data.questions.per_picture
+        n = f"up to {most}" if most else "all"
+        said.append(f"{data.questions.batch_size:,} pictures with {n} of their questions each")
     text = (" + " if data.mix == "joint" else "; ").join(said)
     if parts > 1:
         one = data.mix == "joint" or len(said) == 1

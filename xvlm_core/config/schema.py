@@ -22,6 +22,7 @@ TaskName = Literal[
     "retrieval",
     "nlvr2",
     "nlvr2_pretrain",
+    "vqa",
 ]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -144,6 +145,21 @@ class PairsSection(_Section):
     batch_size: int = Field(80, gt=0, description="pairs an update, over all ranks")
 
 
+class QuestionsSection(_Section):
+    """The stream of pictures with questions and their answers."""
+
+    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
+    batch_size: int = Field(
+        192, gt=0, description="pictures an update, with their questions, over all ranks"
+    )
+    per_picture: int | None = Field(
+        None,
+        gt=0,
+        description="at most so many questions of a picture in an update, the others come in "
+        "further ones of the pass (released: 1); null: all, the picture is encoded once for them",
+    )
+
+
 class DataSection(_Section):
     """What is read, and how it is mixed."""
 
@@ -158,6 +174,7 @@ class DataSection(_Section):
     images: ImagesSection | None = None
     regions: RegionsSection | None = None
     pairs: PairsSection | None = None
+    questions: QuestionsSection | None = None
     mix: Literal["extra", "joint"] = Field(
         "extra",
         description="extra: a region batch is a further update of its own (the released code); "
@@ -178,7 +195,7 @@ class DataSection(_Section):
     careful_flip: bool | None = Field(
         None,
         description="never mirror a picture whose text has the word left or right; null: as true, "
-        "but false under compat=official in all but grounding with boxes, as released",
+        "but false under compat=official in all but grounding with boxes and vqa, as released",
     )
     augment: bool = Field(True, description="random crop, flip and RandAugment in training")
     max_bad: Fraction = Field(
@@ -194,8 +211,11 @@ class DataSection(_Section):
 
     @model_validator(mode="after")
     def _something_to_read(self) -> DataSection:
-        if self.images is None and self.regions is None and self.pairs is None:
-            raise ValueError("at least one of data.images, data.regions and data.pairs is needed")
+        streams = (self.images, self.regions, self.pairs, self.questions)
+        if all(stream is None for stream in streams):
+            raise ValueError(
+                "at least one of data.images, data.regions, data.pairs and data.questions is needed"
+            )
         return self
 
 
@@ -216,6 +236,7 @@ class LossesSection(_Section):
     box_giou: LossSection = LossSection()
     statement: LossSection = LossSection()
     pair_assignment: LossSection = LossSection()
+    answer: LossSection = LossSection()
 
 
 class OptimSection(_Section):
@@ -269,7 +290,25 @@ class ScoringSection(_Section):
         256,
         gt=0,
         description="retrieval: texts a picture and pictures a text, nearest by similarity, that "
-        "the cross encoder ranks anew (k_test)",
+        "the cross encoder ranks anew; vqa: answers that are scored in two steps, best by their "
+        "first word (k_test)",
+    )
+    answers: str | None = Field(
+        None,
+        description="vqa: file of the answers to choose from (a JSON list, or one a line); null: "
+        "those of the model, else answers.json of the store, else those of its training questions",
+    )
+    scheme: Literal["auto", "exact", "two-step", "released", "open"] = Field(
+        "auto",
+        description="vqa: exact: every answer is scored; two-step: the candidates by their first "
+        "word; released: the same, that word counted twice; open: written word by word, without a "
+        "list; auto: exact up to 200 answers, else two-step (compat=official: released)",
+    )
+    max_words: int | None = Field(
+        None,
+        gt=0,
+        description="vqa: words kept of a question that is asked (released: 50); null: as of those "
+        "that are learnt from",
     )
     cam_layer: int | None = Field(
         None,

@@ -204,3 +204,48 @@ class PairItem:
     statement: str
     label: bool
     group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionBatch(PictureBatch):
+    """Questions (``texts``) about a picture each; a picture may have several of them.
+
+    Attributes:
+        picture_of_question_Q: picture of each question, int64.
+        answers: for training: tokens of the A answers, CLS in front; the end is not among them.
+        next_N: the token that follows each token of the answers, int64: the end after the last.
+        question_of_answer_A: question of each answer, int64.
+        weight_A: share of the people who gave it.
+        items: for evaluation, what each question is: see :class:`QuestionItem`.
+    """
+
+    picture_of_question_Q: Tensor
+    answers: PackedTexts = field(default_factory=lambda: PackedTexts.from_lists([]))
+    next_N: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    question_of_answer_A: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    weight_A: Tensor = field(default_factory=lambda: torch.zeros(0))
+    items: tuple[QuestionItem, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuestionItem:
+    """One question, as evaluation needs it.
+
+    Attributes:
+        id: unique in the split.
+        question_id: as the data name it; not always unique.
+        record: the record it belongs to.
+        question: the text before cleaning.
+        answers: of the people, each as often as it was given; none: they are hidden.
+        kind: type of the question as the data have it ("what color" in VQA v2, "count" in the
+            world), for the breakdown; None: not known.
+        answer_kind: type of its answers ("yes/no"); None: not known.
+    """
+
+    id: str
+    question_id: str
+    record: str
+    question: str
+    answers: tuple[str, ...] = ()
+    kind: str | None = None
+    answer_kind: str | None = None

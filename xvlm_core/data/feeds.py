@@ -18,11 +18,12 @@ from xvlm_core.data.batches import GroundingBatch, PretrainBatch
 from xvlm_core.data.collate import grounding_batch, pretrain_batch, retrieval_batch
 from xvlm_core.data.dropped import BadSample, BadSamples, Dropped
 from xvlm_core.data.images import PictureError
+from xvlm_core.data.numbers import RecordNumbers
 from xvlm_core.data.record_kinds import numbers_of
 from xvlm_core.data.records import Record
 from xvlm_core.data.samples import SIZE_MISMATCH, Sample, SampleMaker, SampleProblem
 from xvlm_core.data.store import Store
-from xvlm_core.data.stream import Stream, coin
+from xvlm_core.data.stream import Place, Stream, coin
 from xvlm_core.errors import ConfigError, DataError
 
 Make = Callable[[Record, Path | bytes, int], Sample]
@@ -59,17 +60,27 @@ class StoreStream:
         parts: int = 1,
     ) -> None:
         self.stores = tuple(stores)
-        indices = [numbers_of(store, split, pairs=name == "pairs") for store in stores]
+        self.name = name
+        indices = [self.numbers(store, split) for store in stores]
         self.n_records = sum(len(index) for index in indices)
         if not self.n_records:
             names = ", ".join(store.name for store in stores)
-            what = "pair of pictures" if name == "pairs" else "record"
+            kinds = {"pairs": "pair of pictures", "questions": "picture with an answered question"}
+            what = kinds.get(name, "record")
             raise DataError(
                 f"no {what} of split {split!r} in {names}",
                 where=f"data.{name}.stores",
                 try_="data.train_split=...  (xvlm ls stores shows the splits that are there)",
             )
         self.stream = Stream(indices, batch_size, seed, name=name, parts=parts)
+
+    def numbers(self, store: Store, split: str) -> RecordNumbers:
+        """Numbers that places name the records of a store by."""
+        return numbers_of(store, split, pairs=self.name == "pairs")
+
+    def record_at(self, place: Place) -> Record:
+        """What a sample is made of."""
+        return self.stores[place.store][place.record]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,7 +111,7 @@ class StoreStream:
             samples: list[Sample] = []
             for place in self.stream.places(later, part):
                 store = self.stores[place.store]
-                record = store[place.record]
+                record = self.record_at(place)
                 try:
                     samples.append(make(store, record, place.epoch))
                 except (PictureError, SampleProblem) as problem:
@@ -322,6 +333,8 @@ def parts_of(recipe: Recipe) -> int:
         sizes["data.regions.batch_texts"] = data.regions.batch_texts or parts
     if data.pairs is not None:
         sizes["data.pairs.batch_size"] = data.pairs.batch_size
+    if data.questions is not None:
+        sizes["data.questions.batch_size"] = data.questions.batch_size
     uneven = {key: size for key, size in sizes.items() if size % parts}
     if not uneven:
         return parts

@@ -87,7 +87,8 @@ def find_leaks(data: DataSection) -> LeakReport:
     Raises:
         DataError: a store is damaged.
     """
-    streams = [stream.stores for stream in (data.images, data.regions) if stream is not None]
+    sections = (data.images, data.regions, data.questions)
+    streams = [stream.stores for stream in sections if stream is not None]
     training = list(dict.fromkeys(name for names in streams for name in names))
     leaks: list[Leak] = []
     compared, missing, nameless = [], [], []

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from xvlm_core.data.question_samples import answer_tokens
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import DataError
 from xvlm_core.models.packing import PackedTexts
@@ -94,15 +95,6 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.answers)
-
-
-def answer_tokens(answer: str, tokenizer: Tokenizer, max_tokens: int) -> tuple[int, ...] | None:
-    """Tokens of an answer, CLS in front, no SEP; None where it is empty or too long.
-
-    As released: no cleaning but that of the tokenizer, and never cut.
-    """
-    encoded = tokenizer.encode(answer, max_tokens)
-    return encoded.ids if len(encoded.ids) > 1 and not encoded.cut else None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ _FITTING: dict[str, tuple[str, ...]] = {
     "weak_grounding": ("weak_grounding", "retrieval", "pretrain", "grounding"),
     "pretrain": ("pretrain",),
     "nlvr2": ("nlvr2",),
+    "vqa": ("vqa",),
     # A pre-trained model retrieves as it is: zero-shot.
     "retrieval": ("retrieval", "pretrain"),
     PREDICT_RETRIEVAL: ("retrieval", "pretrain", "weak_grounding"),

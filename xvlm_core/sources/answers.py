@@ -182,6 +182,32 @@ def read_answer_list(path: Path) -> AnswerList:
     return AnswerList(tuple(_checked(path, places)), "given")
 
 
+def parse_answers(data: bytes, where: str) -> tuple[str, ...]:
+    """The answers of ``answers.json`` of a store.
+
+    Args:
+        data: its content.
+        where: its place, for messages.
+
+    Raises:
+        DataError: it is damaged, has fewer than two answers, or one that is no text, has no word
+            or comes twice.
+    """
+    try:
+        content = parse(data.decode("utf-8"))
+    except (JsonProblem, UnicodeDecodeError):
+        content = None
+    answers = content.get("answers") if isinstance(content, dict) else None
+    if not isinstance(answers, list):
+        raise DataError(
+            f"{where} has no list of answers",
+            where=where,
+            try_="prepare the data again, or scoring.answers=FILE  (one answer a line)",
+        )
+    path = Path(where)
+    return tuple(_checked(path, [(f"[{n}]", answer) for n, answer in enumerate(answers)]))
+
+
 def _members(path: Path, text: str) -> list[tuple[str, object]]:
     try:
         content = parse(text)

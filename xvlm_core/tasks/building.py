@@ -88,7 +88,7 @@ def sample_settings(recipe: Recipe, config: ModelConfig) -> SampleSettings:
     official = recipe.compat == "official"
     careful_flip = data.careful_flip
     if careful_flip is None:  # the released code mirrors whatever the text says
-        careful_flip = not official or recipe.task == "grounding"
+        careful_flip = not official or recipe.task in ("grounding", "vqa")
     settings = SampleSettings(
         image_size=config.vision.image_size,
         grid=config.vision.grid,

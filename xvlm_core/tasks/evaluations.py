@@ -13,6 +13,7 @@ _CLASSES = {
     "weak_grounding": "weak_grounding_eval:WeakGroundingEvaluation",
     "retrieval": "retrieval_eval:RetrievalEvaluation",
     "nlvr2": "nlvr2_eval:Nlvr2Evaluation",
+    "vqa": "vqa_eval:VqaEvaluation",
 }
 
 EVALUATED = tuple(_CLASSES)

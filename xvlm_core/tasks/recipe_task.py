@@ -40,7 +40,7 @@ from xvlm_core.tasks.building import (
 from xvlm_core.weights import official as official_weights
 from xvlm_core.weights.folder import ModelInfo, load_weights, save_model_folder
 
-Stream = Literal["images", "regions", "pairs"]
+Stream = Literal["images", "regions", "pairs", "questions"]
 """A section of ``data`` that names stores."""
 
 SamplesOf = Callable[[Stream, int, Callable[[Record, bytes, int], Sample]], list[Sample]]

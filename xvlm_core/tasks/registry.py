@@ -22,6 +22,7 @@ TASKS: dict[str, str] = {
     "retrieval": "the text of a picture among many, and the picture of a text",
     "nlvr2": "whether a statement about two pictures is true",
     "nlvr2_pretrain": "which of two pictures a text belongs to: prepares for nlvr2",
+    "vqa": "the answer of a question about a picture",
 }
 """Task and what it learns, for ``xvlm ls tasks``."""
 
@@ -39,6 +40,7 @@ _READERS = {
     "refcoco+": "refcoco",
     "refcocog": "refcoco",
     "vqa": "vqa",
+    "easy-vqa": "easy-vqa",
     "nlvr2": "nlvr2",
 }
 """The source that makes a store of this name."""
@@ -56,7 +58,7 @@ class MissingStore:
 def stores_of(recipe: Recipe) -> list[str]:
     """Names of the stores a recipe reads, training first, each once."""
     data = recipe.data
-    sections = (data.images, data.regions, data.pairs)
+    sections = (data.images, data.regions, data.pairs, data.questions)
     streams = [stream.stores for stream in sections if stream is not None]
     names = (*streams, data.validation, recipe.scoring.proposals)
     return list(dict.fromkeys(name for some in names for name in some))
@@ -115,8 +117,8 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
 def _command(name: str, place: Path | str) -> str:
     known = name in _READERS
     source = f"{_READERS[name]} FOLDER" if known else f"jsonl {name}.jsonl --images FOLDER"
-    if name == "world":
-        source = "world"
+    if name in ("world", "easy-vqa"):  # nothing to be named
+        source = name
     if isinstance(place, Path):
         return f"xvlm prepare-data {source} -o {place}"
     local = Path("data", name)
@@ -131,6 +133,7 @@ _CLASSES = {
     "retrieval": "retrieval:RetrievalTask",
     "nlvr2": "nlvr2:Nlvr2Task",
     "nlvr2_pretrain": "nlvr2_pretrain:Nlvr2PretrainTask",
+    "vqa": "vqa:VqaTask",
 }
 
 

@@ -171,6 +171,10 @@ def _number_or_none(value: object) -> str | None:
     return None if value is None or _is_number(value) else "not a finite number or null"
 
 
+def _text(value: object) -> str | None:
+    return None if isinstance(value, str) else "not a text"
+
+
 def _anything(value: object) -> str | None:
     return None
 
@@ -178,6 +182,7 @@ def _anything(value: object) -> str | None:
 _CHECKS: dict[str, Callable[[object], str | None]] = {
     "box_xyxy_px": _box,
     "probability": _probability,
+    "answer": _text,
     "proposal_score": _number_or_none,
     "ranking": _texts,
     "by_similarity": _texts,

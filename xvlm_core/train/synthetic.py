@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -17,7 +17,7 @@ from xvlm_core.config.schema import Recipe
 from xvlm_core.data import augment
 from xvlm_core.data.files import is_store, store_place
 from xvlm_core.data.images import PictureError
-from xvlm_core.data.records import Record, Region, Statement
+from xvlm_core.data.records import Answer, Question, Record, Region, Statement
 from xvlm_core.data.samples import Sample, SampleMaker, SampleProblem
 from xvlm_core.data.store import Store
 from xvlm_core.errors import DataError
@@ -27,6 +27,8 @@ from xvlm_core.tasks.registry import task_class
 
 _RECORDS = 32
 """Records that the texts are taken from, spread over the stores; they come again and again."""
+_QUESTIONS, _PEOPLE = 6, 10
+"""Questions of a picture, and people who answer each, where no store says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def task_without_data(recipe: Recipe) -> RecipeTask:
     """
     data = recipe.data
     changes: dict[str, object] = {"validation": ()}
-    for name in ("images", "regions", "pairs"):
+    for name in ("images", "regions", "pairs", "questions"):
         section = getattr(data, name)
         if section is not None:
             changes[name] = section.model_copy(update={"stores": ()})
@@ -76,6 +78,8 @@ def synthetic_part(recipe: Recipe, task: RecipeTask, parts: int) -> SyntheticPar
             looked_at[name] = None
         if not found:
             record = _longest(task.sample_maker(), pair=stream == "pairs")
+            if stream == "questions":
+                record = _with_questions(record, recipe)
             found = [make(record, _blank(record.width, record.height), 0)]
         return list(itertools.islice(itertools.cycle(found), max(1, count // parts)))
 
@@ -127,6 +131,16 @@ def _longest(maker: SampleMaker, *, pair: bool) -> Record:
         split="train",
         source="synthetic",
     )
+
+
+def _with_questions(record: Record, recipe: Recipe) -> Record:
+    """As many questions as an update may have of a picture, each as long as the caption."""
+    questions = recipe.data.questions
+    assert questions is not None
+    answers = tuple(Answer(f"{n} red dogs", 0.1) for n in range(_PEOPLE))
+    asked = Question("", record.captions[0], answers)
+    n = questions.per_picture or _QUESTIONS
+    return replace(record, questions=tuple(replace(asked, id=str(i)) for i in range(n)))
 
 
 def _blank(width: int, height: int) -> bytes:

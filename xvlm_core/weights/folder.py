@@ -40,6 +40,7 @@ class ModelInfo(BaseModel):
         "none", description="of the run that made it: how it is scored, if nothing else is said"
     )
     config: ModelConfig
+    answers: tuple[str, ...] = Field((), description="that it chooses from (VQA)")
 
     @model_validator(mode="after")
     def _texts_fit(self) -> ModelInfo:
@@ -62,7 +63,9 @@ def save_model_folder(folder: Path, model: XVLM, tokenizer: Tokenizer, info: Mod
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    leave_out = set() if info.answers else {"answers"}
+    values = info.model_dump(mode="json", exclude=leave_out)
+    text = json.dumps(values, indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})

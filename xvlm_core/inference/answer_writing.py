@@ -1,0 +1,70 @@
+"""Answers written word by word, without a list to choose from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from xvlm_core.data.tokenizer import Tokenizer
+from xvlm_core.models.packing import PackedTexts
+from xvlm_core.models.text import TextStates
+from xvlm_core.models.vqa import VQA
+
+MAX_WORDS = 10
+"""Tokens of an answer after which it ends, whatever comes; those of VQA v2 have one to five."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer.
+
+    Attributes:
+        text: may be empty.
+        probability: of all of its tokens, the end included.
+        is_whole: whether it came to its end.
+    """
+
+    text: str
+    probability: float
+    is_whole: bool
+
+
+def write_answers(
+    model: VQA, questions: TextStates, tokenizer: Tokenizer, max_tokens: int = MAX_WORDS
+) -> list[Written]:
+    """The answer to each question: always the most probable next token, up to the end (SEP).
+
+    Args:
+        model: in evaluation mode.
+        questions: what ``model.read`` gave.
+        tokenizer: of the model.
+        max_tokens: at most so many, the end not counted.
+    """
+    n, device = questions.packing.n_texts, questions.hidden_ND.device
+    texts = [[tokenizer.cls_id] for _ in range(n)]
+    sums = [0.0] * n
+    is_open = list(range(n))
+    longest = min(max_tokens + 1, model.config.text.max_positions)
+    while is_open and len(texts[is_open[0]]) <= longest:
+        rows = PackedTexts.from_lists([texts[q] for q in is_open]).to(device)
+        own = torch.tensor(is_open, device=device)
+        states = model.answer_states(questions, rows, own)
+        ends = rows.packing.first_tokens(device) + len(texts[is_open[0]]) - 1
+        logits_QV = model.decoder.predict_tokens(states.hidden_ND[ends])
+        best = logits_QV.log_softmax(-1).max(-1)
+        still_open = []
+        for q, token, value in zip(
+            is_open, best.indices.tolist(), best.values.tolist(), strict=True
+        ):
+            sums[q] += value
+            texts[q].append(token)
+            if token != tokenizer.sep_id:
+                still_open.append(q)
+        is_open = still_open
+    cut_off = set(is_open)
+    return [
+        Written(tokenizer.decode(text), math.exp(total), q not in cut_off)
+        for q, (text, total) in enumerate(zip(texts, sums, strict=True))
+    ]
