@@ -133,3 +133,21 @@ def test_tokens_of_the_convolutional_stem_are_centred_on_their_patches() -> None
         seen = grad.abs().sum(dim=(0, 1)).sum(dim=axis).nonzero()[:, 0]
         centre = (seen[0] + seen[-1]).item() / 2
         assert abs(centre - (16 * index + 7.5)) <= 1.5
+
+
+def test_the_gradient_of_one_picture_is_its_share_of_that_of_a_batch(
+    encoder: VisionEncoder,
+) -> None:
+    encoder = encoder.double()
+    side = encoder.config.image_size
+    draw = torch.Generator().manual_seed(0)
+    pictures = torch.randn(2, 3, side, side, generator=draw, dtype=torch.float64)
+    tokens = encoder(pictures)
+    weights = torch.randn(tokens.shape, generator=draw, dtype=torch.float64)
+    (tokens * weights).sum().backward()
+    together = {name: p.grad.clone() for name, p in encoder.named_parameters()}
+    encoder.zero_grad()
+    for i in range(2):
+        (encoder(pictures[i : i + 1]) * weights[i : i + 1]).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert torch.allclose(parameter.grad, together[name], rtol=1e-6, atol=1e-9), name

@@ -59,7 +59,9 @@ class ConvStem(nn.Module):
 
     def forward(self, pictures_ICHW: Tensor) -> Tensor:
         """Tokens ``(I, P, D)``."""
-        tokens: Tensor = self.stem(pictures_ICHW).flatten(2).transpose(1, 2)
+        # not flatten(2).transpose(1, 2): of one picture the gradient has strides that the backward
+        # pass of the last norm reads wrongly (torch 2.14 on the CPU)
+        tokens: Tensor = self.stem(pictures_ICHW).permute(0, 2, 3, 1).flatten(1, 2)
         return tokens
 
 
