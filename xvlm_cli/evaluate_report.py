@@ -18,8 +18,8 @@ from xvlm_core.listing import some
 if TYPE_CHECKING:
     from xvlm_core.inference.checkpoints import FoundModel
     from xvlm_core.metrics.calibration import ReliabilityBin, Temperature
-    from xvlm_core.tasks.base import Prediction, Score, Scores
-    from xvlm_core.tasks.presence import PresenceReport
+    from xvlm_core.tasks.base import Prediction, Scores
+    from xvlm_core.tasks.presence import Calibration, PresenceReport
     from xvlm_core.weights.background import Background
     from xvlm_core.weights.folder import ModelInfo
 
@@ -191,7 +191,7 @@ def split_lines(
         [
             name,
             f"{score.value:.4f}",
-            _interval(score),
+            _interval(score.interval),
             score.n,
             *([score.reference or ""] if has_paper else []),
             score.convention,
@@ -207,20 +207,24 @@ def split_lines(
     return lines
 
 
-def _interval(score: Score) -> str:
-    if score.interval is None:
+def _interval(found: tuple[float, float] | None) -> str:
+    if found is None:
         return ""
-    low, high = score.interval
+    low, high = found
     return f"[{low:.4f}, {high:.4f}]"
 
 
 def _presence_lines(presence: PresenceReport) -> list[str]:
     lines = [f"probability that a phrase is there, {presence.n:,} phrases: ECE "]
-    lines[0] += f"{presence.as_said.ece:.4f}"
+    lines[0] += _error(presence.as_said)
     if presence.after is not None:
-        lines[0] += f", with the temperature {presence.after.ece:.4f}"
+        lines[0] += f", with the temperature {_error(presence.after)}"
     rows = [_bin(row) for row in presence.as_said.rows if row.n]
     return lines + table(("said", "phrases", "mean", "of them there"), rows)
+
+
+def _error(found: Calibration) -> str:
+    return f"{found.ece:.4f} {_interval(found.interval)}".rstrip()
 
 
 def _bin(row: ReliabilityBin) -> tuple[str, int, str, str]:

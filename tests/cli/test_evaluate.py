@@ -294,7 +294,9 @@ def test_a_temperature_is_fitted_on_another_split_than_is_scored(
     logits = np.log(said / (1 - said)) / temperature["value"]
     assert presence["after"]["ece"] == pytest.approx(ece(1 / (1 + np.exp(-logits)), truth))
     assert sum(row["n"] for row in presence["as_said"]["rows"]) == len(rows)
+    low, high = presence["as_said"]["interval"]
     text = xvlm(*words, "--overwrite").out
+    assert f"ECE {presence['as_said']['ece']:.4f} [{low:.4f}, {high:.4f}]" in text
     assert f"temperature {temperature['value']:.4f}" in text
     assert "with the temperature" in text
     saved = write_lines(Path("both.jsonl"), [*rows, *lines_of(temperature["predictions"])])

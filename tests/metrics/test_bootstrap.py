@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from xvlm_core.metrics import bootstrap
-from xvlm_core.metrics.bootstrap import interval, intervals
+from xvlm_core.metrics.bootstrap import (
+    interval,
+    interval_of_means,
+    interval_of_weights,
+    intervals,
+)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -88,3 +93,31 @@ def test_25_000_items_take_seconds() -> None:
     assert found is not None
     spread = 1.96 * (0.8 * 0.2 / 25_000) ** 0.5
     assert found == pytest.approx((values.mean() - spread, values.mean() + spread), abs=5e-4)
+
+
+def test_a_figure_of_several_means_is_that_of_each_draw() -> None:
+    """Of one mean it is that mean's interval; of two that always add up to 1 it has no width."""
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(range(40), 3).tolist()
+    values = rng.random(120)
+    columns = {"a": values, "b": 1 - values}
+    assert interval_of_means(lambda m: m[:, 0], columns, clusters) == interval(values, clusters)
+    both = interval_of_means(lambda m: m.sum(axis=1), columns, clusters)
+    assert both == pytest.approx((1, 1))
+    half = {"a": values, "b": [np.nan] * 117 + [1.0] * 3}
+    assert interval_of_means(lambda m: m[:, 0], half, clusters) is None, "one cluster alone"
+    assert interval_of_means(lambda m: m[:, 0], {}, clusters) is None
+
+
+@pytest.mark.parametrize("cells", [7, 1000, 2_000_000])
+def test_a_figure_of_weights_is_that_of_items_drawn_again(
+    cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "_CELLS", cells)
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(range(40), 3).tolist()
+    values = rng.random(120)
+    found = interval_of_weights(lambda w: w @ values / w.sum(axis=1), clusters, resamples=200)
+    assert found == pytest.approx(interval(values, clusters, resamples=200))
+    assert interval_of_weights(lambda w: w.sum(axis=1), [1, 1, 1]) is None
+    assert interval_of_weights(lambda w: np.full(len(w), np.nan), [1, 2]) is None

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xvlm_core.metrics.calibration import ece, fit_temperature, reliability, roc_auc
+from xvlm_core.metrics.calibration import (
+    ece,
+    ece_interval,
+    fit_temperature,
+    reliability,
+    roc_auc,
+    roc_auc_interval,
+)
 
 few_values = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 2.0])
 items = st.lists(st.tuples(few_values, st.booleans()), min_size=2, max_size=30).filter(
@@ -120,3 +127,82 @@ def test_certain_answers_are_taken_as_very_sure_ones() -> None:
 def test_a_temperature_needs_both_sorts() -> None:
     with pytest.raises(ValueError, match="true and items that are false"):
         fit_temperature([0.2, 0.4], [1, 1])
+
+
+# ---------------------------------------------------------------------- intervals
+
+
+def drawn_again(
+    scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, n: int = 500
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The items of as many clusters, drawn with replacement: a plain loop."""
+    rng = np.random.default_rng(9)
+    some = []
+    for _ in range(n):
+        drawn = rng.choice(np.unique(clusters), len(np.unique(clusters)))
+        items = np.concatenate([np.flatnonzero(clusters == c) for c in drawn])
+        some.append((scores[items], labels[items]))
+    return some
+
+
+def phrases(n_pictures: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with ties, labels and pictures; a picture's phrases go the same way."""
+    rng = np.random.default_rng(6)
+    clusters = np.repeat(np.arange(n_pictures), rng.integers(1, 7, n_pictures))
+    labels = rng.random(len(clusters)) < 0.6
+    mood = rng.normal(0, 0.15, n_pictures)[clusters]
+    scores = (0.45 + 0.15 * labels + mood + rng.normal(0, 0.15, len(labels))).clip(0, 1).round(2)
+    return scores, labels, clusters
+
+
+def test_the_interval_of_a_roc_area_is_that_of_pictures_drawn_again() -> None:
+    scores, labels, clusters = phrases()
+    areas = [roc_auc(s, truth) for s, truth in drawn_again(scores, labels, clusters)]
+    found = roc_auc_interval(scores, labels, clusters.tolist())
+    assert found == pytest.approx(np.quantile(areas, [0.025, 0.975]), abs=0.012)
+    assert found is not None
+    assert found[0] < roc_auc(scores, labels) < found[1]
+    thrice = [np.repeat(column, 3) for column in (scores, labels, clusters)]
+    together = roc_auc_interval(thrice[0], thrice[1], thrice[2].tolist())
+    assert together == pytest.approx(found), "phrases of a picture are no trials of their own"
+    alone = roc_auc_interval(thrice[0], thrice[1], range(3 * len(scores)))
+    assert alone is not None
+    assert alone[1] - alone[0] < 0.75 * (found[1] - found[0])
+
+
+def test_groups_of_a_roc_area_are_compared_within_themselves() -> None:
+    """What is told apart by its group alone is no merit; an item may be in several groups."""
+    scores, labels, clusters = phrases()
+    easy = np.concatenate([scores, scores - 5])
+    both = np.concatenate([labels, labels])
+    pictures = [*clusters.tolist(), *clusters.tolist()]
+    n = len(scores)
+    one = roc_auc_interval(scores, labels, clusters.tolist())
+    groups = [list(range(n)), list(range(n, 2 * n))]
+    assert roc_auc_interval(easy, both, pictures, groups) == pytest.approx(one)
+    again = [list(range(n)), list(range(n)), []]
+    assert roc_auc_interval(easy, both, pictures, again) == pytest.approx(one)
+    assert roc_auc_interval(easy, both, pictures) != pytest.approx(one)
+
+
+def test_where_nothing_is_known_of_the_spread_there_is_no_interval() -> None:
+    assert roc_auc_interval([0.1, 0.9], [False, True], ["a", "a"]) is None
+    assert roc_auc_interval([0.1, 0.9], [True, True], ["a", "b"]) is None, "nothing to compare"
+    assert roc_auc_interval([0.1, 0.9], [False, True], ["a", "b"], [[]]) is None
+    assert ece_interval([0.1, 0.9], [False, True], ["a", "a"]) is None
+    perfect = [i / 40 + 0.5 * (i >= 10) for i in range(20)]
+    wins = roc_auc_interval(perfect, [i >= 10 for i in range(20)], range(20))
+    assert wins == (1, 1)
+    tied = roc_auc_interval(
+        [0.5] * 20, [i % 2 == 0 for i in range(20)], [i // 2 for i in range(20)]
+    )
+    assert tied == (0.5, 0.5)
+
+
+def test_the_interval_of_a_calibration_error_is_that_of_pictures_drawn_again() -> None:
+    scores, labels, clusters = phrases()
+    errors = [ece(s, truth) for s, truth in drawn_again(scores, labels, clusters)]
+    found = ece_interval(scores, labels, clusters.tolist())
+    assert found == pytest.approx(np.quantile(errors, [0.025, 0.975]), abs=0.015)
+    few = ece_interval(scores, labels, clusters.tolist(), bins=3)
+    assert few != pytest.approx(found)

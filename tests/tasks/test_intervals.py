@@ -65,3 +65,34 @@ def test_texts_of_a_picture_are_drawn_together() -> None:
     assert scores["image R@5"].interval == (1, 1)
     assert scores["text R@1"].interval == (1, 1)
     assert scores["text R@1 by similarity"].interval == (0, 0)
+    # the mean of six figures: five that are 1 or 0 in every draw, and that of image R@1
+    low, high = scores["image R@1"].interval or (0, 0)
+    assert scores["r_mean"].interval == pytest.approx(((5 + low) / 6, (5 + high) / 6), abs=0.002)
+    assert scores["r_mean by similarity"].interval == (0, 0)
+
+
+def test_both_directions_of_the_mean_recall_are_drawn_together() -> None:
+    """Pictures and texts that fail together: the mean of the two spreads as far as each."""
+    made: list[Prediction] = []
+    for n in range(80):
+        picture, text, found = f"p{n}", f"p{n}#0", n % 2
+        common = {"by_similarity": [], "candidates": 1, "among": 80}
+        made += [
+            {
+                "id": picture,
+                "text": None,
+                "right": [text],
+                "ranking": [text] if found else [],
+                **common,
+            },
+            {
+                "id": text,
+                "text": "t",
+                "right": [picture],
+                "ranking": [picture] if found else [],
+                **common,
+            },
+        ]
+    scores = retrieval_eval.score(made, "test")
+    assert scores["r_mean"].value == 0.5
+    assert scores["r_mean"].interval == pytest.approx(scores["text R@1"].interval, abs=1e-9)

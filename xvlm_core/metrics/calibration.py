@@ -6,10 +6,13 @@ Used for the probability that a phrase is in the picture at all. NumPy only.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from xvlm_core.metrics.bootstrap import Interval, interval_of_means, interval_of_weights
 
 
 def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -35,6 +38,71 @@ def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
     false_below = np.cumsum(false_of_group) - false_of_group
     twice_u = int((true_of_group * (2 * false_below + false_of_group)).sum())
     return twice_u / (2 * positives * negatives)
+
+
+def roc_auc_interval(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    clusters: Sequence[Hashable],
+    groups: Sequence[ArrayLike] | None = None,
+) -> Interval | None:
+    """95 % of the ROC areas that as many clusters, drawn again, would give.
+
+    Args:
+        scores: ``(n,)``, as of :func:`roc_auc`.
+        labels: ``(n,)``, true or false.
+        clusters: of each item, what it is drawn together with: its picture.
+        groups: numbers of the items that are compared with one another, group by group: the area is
+            the mean of theirs, weighted by pairs; an item may be in several. None: all with all.
+
+    Returns:
+        None where there are fewer than two clusters, or no pair to be compared.
+    """
+    values, truth = _checked(scores, labels)
+    all_items = np.arange(len(values))
+    places = [all_items] if groups is None else [np.asarray(g, dtype=np.int64) for g in groups]
+    sorted_groups = [_ByScore.of(values, truth, items) for items in places]
+
+    def areas(weights_DN: NDArray[np.float64]) -> NDArray[np.float64]:
+        won, pairs = np.zeros(len(weights_DN)), np.zeros(len(weights_DN))
+        for group in sorted_groups:
+            group_won, group_pairs = group.count(weights_DN)
+            won, pairs = won + group_won, pairs + group_pairs
+        out: NDArray[np.float64] = np.full_like(won, np.nan)
+        return np.divide(won, pairs, out=out, where=pairs > 0)
+
+    return interval_of_weights(areas, clusters)
+
+
+@dataclass(frozen=True)
+class _ByScore:
+    """Items in the order of their scores, with the ends of each run of equal ones."""
+
+    items: NDArray[np.int64]
+    truth: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, values: NDArray[np.float64], truth: NDArray[np.bool_], items: NDArray[np.int64]
+    ) -> _ByScore:
+        order = items[np.argsort(values[items], kind="stable")]
+        starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
+        return cls(order, truth[order], starts)
+
+    def count(
+        self, weights_DN: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Pairs of a true and a false item that the true one wins (a tie: half), and all pairs."""
+        none = np.zeros(len(weights_DN))
+        if not len(self.items):
+            return none, none
+        weights = weights_DN[:, self.items]
+        # weights of the true and the false ones of each run of equal scores
+        true = np.add.reduceat(np.where(self.truth, weights, 0.0), self.starts, axis=1)
+        false = np.add.reduceat(np.where(self.truth, 0.0, weights), self.starts, axis=1)
+        below = np.cumsum(false, axis=1) - false
+        return (true * (below + false / 2)).sum(axis=1), true.sum(axis=1) * false.sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -70,8 +138,7 @@ def reliability(
     assert ((values >= 0) & (values <= 1)).all(), "probabilities lie in [0, 1]"
     assert bins > 0, "at least one bin"
     edges = np.arange(bins + 1) / bins
-    # The edges themselves decide, so that 0.3 falls where the table says it does.
-    place = (np.searchsorted(edges, values, side="right") - 1).clip(0, bins - 1)
+    place = _bin_of(values, bins)
     rows = []
     for k in range(bins):
         inside = place == k
@@ -86,6 +153,13 @@ def reliability(
             )
         )
     return tuple(rows)
+
+
+def _bin_of(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """The bin of each value. The edges decide, so that 0.3 falls where the table says it does."""
+    edges = np.arange(bins + 1) / bins
+    place: NDArray[np.int64] = np.searchsorted(edges, values, side="right") - 1
+    return place.clip(0, bins - 1)
 
 
 def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
@@ -105,6 +179,30 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
         if row.mean_probability is not None and row.frequency is not None
     ]
     return sum(gaps) / total
+
+
+def ece_interval(
+    probabilities: ArrayLike, labels: ArrayLike, clusters: Sequence[Hashable], bins: int = 10
+) -> Interval | None:
+    """95 % of the calibration errors that as many clusters, drawn again, would give.
+
+    A calibration error is a sum of distances, to which every noise adds, that of the drawing too:
+    the interval of a small one may lie above it.
+
+    Args:
+        probabilities: ``(n,)`` in [0, 1], as of :func:`ece`.
+        labels: ``(n,)``, true or false.
+        clusters: of each item, what it is drawn together with: its picture.
+        bins: bins of equal width.
+
+    Returns:
+        None where there are fewer than two clusters.
+    """
+    values, truth = _checked(probabilities, labels)
+    place, gaps = _bin_of(values, bins), values - truth
+    # n of a bin * |mean gap of the bin| / n of all = |mean over all of the gaps in the bin|
+    columns = {str(k): np.where(place == k, gaps, 0.0) for k in range(bins)}
+    return interval_of_means(lambda means: np.abs(means).sum(axis=1), columns, clusters)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,17 @@ For evaluations whose predictions have such a probability (:class:`HasPresence`)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from xvlm_core.errors import DataError
+from xvlm_core.metrics.bootstrap import Interval
 from xvlm_core.metrics.calibration import (
     ReliabilityBin,
     Temperature,
     ece,
+    ece_interval,
     fit_temperature,
     reliability,
 )
@@ -35,15 +37,30 @@ class Calibration:
     Attributes:
         ece: expected calibration error.
         rows: the reliability table, ten bins.
+        interval: 95 % of the errors that as many pictures, drawn again, would give; None: there are
+            not two of them.
     """
 
     ece: float
     rows: tuple[ReliabilityBin, ...]
+    interval: Interval | None = None
 
     @classmethod
-    def of(cls, probabilities: Sequence[float], labels: Sequence[bool]) -> Calibration:
-        """Of some items, one at least."""
-        return cls(ece(probabilities, labels), reliability(probabilities, labels))
+    def of(
+        cls, probabilities: Sequence[float], labels: Sequence[bool], pictures: Sequence[Hashable]
+    ) -> Calibration:
+        """Of some items, one at least.
+
+        Args:
+            probabilities: said of each.
+            labels: whether it is so.
+            pictures: that each is of: what is drawn together for the interval.
+        """
+        return cls(
+            ece(probabilities, labels),
+            reliability(probabilities, labels),
+            ece_interval(probabilities, labels, pictures),
+        )
 
 
 @dataclass(frozen=True)
@@ -68,10 +85,16 @@ def presence_report(
     probabilities, labels = kind.presence(predictions)
     if len(set(labels)) < 2:
         return None
+    pictures = pictures_of(predictions)
     after = None
     if temperature is not None:
-        after = Calibration.of(temperature(probabilities).tolist(), labels)
-    return PresenceReport(len(labels), Calibration.of(probabilities, labels), after)
+        after = Calibration.of(temperature(probabilities).tolist(), labels, pictures)
+    return PresenceReport(len(labels), Calibration.of(probabilities, labels, pictures), after)
+
+
+def pictures_of(predictions: Sequence[Prediction]) -> list[str]:
+    """What is drawn together for an interval: a picture has many phrases."""
+    return [p.get("image") or p.get("record") or p["id"] for p in predictions]
 
 
 def temperature_of(

@@ -26,7 +26,7 @@ from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import CheckpointError
-from xvlm_core.metrics.bootstrap import intervals
+from xvlm_core.metrics.bootstrap import interval_of_means, intervals
 from xvlm_core.metrics.recall import best_ranks, recall_at
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.text import OnePicture, TextStates
@@ -328,22 +328,38 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
         "image": [p for p in predictions if p["text"] is not None],
     }
     scores: Scores = {}
+    # what is drawn again for the intervals: a picture with all its texts
+    all_drawn = [_picture_of(q) for queries in asked.values() for q in queries]
+    n_pictures = len(asked["text"])
     for field_name, suffix in (("ranking", ""), ("by_similarity", " by similarity")):
         values = []
+        six: dict[str, npt.NDArray[np.float64]] = {}
         for direction, queries in asked.items():
             ranks = best_ranks([q[field_name] for q in queries], [q["right"] for q in queries])
             how = _convention(direction, queries, reranked=not suffix)
-            # what is drawn again for the intervals: a picture with all its texts
-            drawn = [q["id"] if q["text"] is None else q["right"][0] for q in queries]
-            spread = intervals({f"{k}": ranks < k for k in RECALL_AT}, drawn)
+            spread = intervals(
+                {f"{k}": ranks < k for k in RECALL_AT}, list(map(_picture_of, queries))
+            )
+            own = slice(0, n_pictures) if direction == "text" else slice(n_pictures, None)
             for k in RECALL_AT:
                 values.append(recall_at(ranks, k))
                 name = f"{direction} R@{k}{suffix}"
+                six[name] = np.full(len(all_drawn), np.nan)
+                six[name][own] = ranks < k
                 scores[name] = Score(values[-1], split, how, len(queries), interval=spread[f"{k}"])
         mean = sum(values) / len(values)
         how = "mean of the six recalls" + (", similarity alone" if suffix else ", re-ranked")
-        scores[SELECTION + suffix] = Score(mean, split, how, len(predictions))
+        spread_of_mean = interval_of_means(lambda means: means.mean(axis=1), six, all_drawn)
+        scores[SELECTION + suffix] = Score(
+            mean, split, how, len(predictions), interval=spread_of_mean
+        )
     return scores
+
+
+def _picture_of(query: Prediction) -> str:
+    """The picture that is asked about, or that a text belongs to."""
+    name: str = query["id"] if query["text"] is None else query["right"][0]
+    return name
 
 
 def _convention(direction: str, queries: Sequence[Prediction], *, reranked: bool) -> str:
