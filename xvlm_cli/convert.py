@@ -327,6 +327,7 @@ def _info(read: _Read) -> ModelInfo:
         about=f"X-VLM {read.config.size}: {read.about} ({read.path.name})",
         max_words=task.max_words,
         max_tokens=min(task.max_tokens, read.config.text.max_positions),
+        prompt=task.prompt,
         config=read.config,
     )
 

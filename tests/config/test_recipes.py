@@ -16,6 +16,7 @@ from xvlm_core.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPECTED = [
+    "finetune/caption",
     "finetune/coco-retrieval",
     "finetune/flickr30k",
     "finetune/nlvr2",
@@ -26,6 +27,7 @@ EXPECTED = [
     "finetune/vqa",
     "finetune/vqa_480",
     "finetune/world",
+    "finetune/world-caption",
     "finetune/world-nlvr2",
     "finetune/world-retrieval",
     "finetune/world-vqa",
@@ -35,9 +37,11 @@ EXPECTED = [
     "pretrain/4m",
     "pretrain/4m-released",
     "pretrain/box",
+    "pretrain/caption-lm",
     "pretrain/nlvr2",
     "pretrain/world",
     "pretrain/world-box",
+    "pretrain/world-caption-lm",
     "pretrain/world-nlvr2",
 ]
 
@@ -335,3 +339,49 @@ def test_retrieval_has_the_released_values(name: str, store: str, pairs: int, k:
     assert {recipe.losses.contrastive.weight, recipe.losses.matching.weight} == {1.0}
     assert recipe.init.checkpoint == "newest-pretrain"
     assert recipe.train.precision == "fp32"
+
+
+def test_language_model_pretraining_has_the_released_values() -> None:
+    """official.md 2.11, the last column."""
+    recipe = resolve("pretrain/caption-lm").recipe
+    assert (recipe.task, recipe.init.checkpoint) == ("caption_pretrain", "newest-pretrain")
+    assert recipe.data.images is not None
+    assert recipe.data.images.stores == ("coco", "vg", "sbu", "cc3m")
+    assert recipe.data.images.batch_size == 128 * recipe.official_ranks
+    assert (recipe.data.size, recipe.schedule.epochs) == (5_114_489, 2)
+    assert (recipe.text.max_words, recipe.text.max_tokens) == (40, 40)
+    assert (recipe.optim.lr, recipe.optim.weight_decay) == (3e-5, 0.01)
+    assert (recipe.schedule.warmup, recipe.optim.clip_norm) == (0.1, 1.0)
+    assert recipe.model.shape().vision.image_size == 224
+
+
+def test_fine_tuning_for_captions_has_the_released_values() -> None:
+    """official.md 3.6, the first column."""
+    recipe = resolve("finetune/caption").recipe
+    assert recipe.data.images is not None
+    assert (recipe.model.image_size, recipe.model.window_size) == (384, 12)
+    assert (recipe.data.images.batch_size, recipe.schedule.epochs) == (256, 5)
+    assert recipe.data.size == 566_747
+    assert (recipe.captioning.prompt, recipe.captioning.label_smoothing) == ("a picture of ", 0.1)
+    assert (recipe.scoring.beams, recipe.scoring.max_length, recipe.scoring.min_length) == (
+        3, 20, 5,
+    )  # fmt: skip
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.lr_mult) == (1e-5, 0.01, 1)
+    assert (recipe.schedule.kind, recipe.schedule.warmup) == ("linear", 0.1)
+    assert (recipe.text.max_words, recipe.text.max_tokens) == (40, 40)
+    assert recipe.data.validation_split == "val"
+    assert recipe.init.checkpoint == "newest-caption_pretrain"
+
+
+def test_the_second_stage_of_captions_has_the_released_values() -> None:
+    """official.md 3.6, the second column and the table of the second stage."""
+    recipe = resolve("finetune/caption", ["captioning.stage=self_critical"]).recipe
+    assert recipe.data.images is not None
+    assert recipe.data.images.batch_size == 64
+    assert (recipe.schedule.max_steps, recipe.schedule.epochs) == (44_275, None)
+    assert (recipe.optim.lr, recipe.train.evaluate_every) == (1e-5, 500)
+    second = recipe.captioning.self_critical
+    assert (second.samples, second.baseline, second.references) == (5, "greedy", 5)
+    assert (second.cider, second.bleu) == (1.0, 0.0)
+    assert recipe.init.checkpoint == "newest-captioning"
+    assert recipe.scoring.max_length == 20

@@ -213,3 +213,44 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_the_shape_is_validated_only_once_the_recipe_holds() -> None:
     """A wrong recipe and a wrong shape: the recipe's errors come, and nothing else breaks."""
     assert "found" in detail("model.size=huge", "model.image_size=100")
+
+
+STAGES = """
+task: captioning
+data: {images: {stores: [a], batch_size: 8}}
+optim: {lr: 1.0e-3}
+schedule: {epochs: 2}
+second_stage:
+  optim: {lr: 1.0e-4}
+  data: {images: {batch_size: 2}}
+  schedule: {epochs: null, max_steps: 5}
+"""
+
+
+def test_the_second_stage_has_the_values_of_the_file_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "stages.yaml"
+    file.write_text(STAGES, encoding="utf-8")
+    first = resolve(str(file)).recipe
+    assert (first.optim.lr, first.schedule.epochs, first.schedule.max_steps) == (1e-3, 2, None)
+    asked = ["captioning.stage=self_critical", "data.images.batch_size=4"]
+    found = resolve(str(file), asked)
+    second, images = found.recipe, found.recipe.data.images
+    assert images is not None
+    assert (second.optim.lr, second.schedule.epochs, second.schedule.max_steps) == (1e-4, None, 5)
+    assert images.batch_size == 4, "what is typed goes before the file"
+    assert images.stores == ("a",)
+    assert found.origin("optim.lr").source == "recipe"
+    assert str(found.origin("optim.lr")).endswith("stages.yaml:7")
+    assert found.origin("data.images.batch_size").source == "override"
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(second), encoding="utf-8")
+    assert resolve(str(again)).recipe == second, "what was typed is not undone"
+
+
+def test_a_second_stage_that_does_not_hold_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "stages.yaml"
+    file.write_text(STAGES.replace("lr: 1.0e-4", "lrr: 1"), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        resolve(str(file), ["captioning.stage=self_critical"])
+    assert "lrr" in caught.value.details[0]
+    assert "stages.yaml:7" in caught.value.details[0]

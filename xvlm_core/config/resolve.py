@@ -95,15 +95,16 @@ def resolve(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the recipe: {error}", where=place) from error
     merged = _Merge(load_mapping(text, place), _short(place))
+    given: list[tuple[str, Any, Origin]] = []
     for key, raw in _environment(environ or {}):
         variable = ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
         value = load_value(raw, f"the environment, {variable}")
-        merged.set(key, value, Origin("environment", variable))
-    for key, value in (flags or {}).items():
-        merged.set(key, value, Origin("flag"))
-    for override in overrides:
-        key, value = parse_override(override)
-        merged.set(key, value, Origin("override"))
+        given.append((key, value, Origin("environment", variable)))
+    given += [(key, value, Origin("flag")) for key, value in (flags or {}).items()]
+    given += [(*parse_override(override), Origin("override")) for override in overrides]
+    _begin_second_stage(merged, given)
+    for key, value, origin in given:
+        merged.set(key, value, origin)
     _follow_compat(merged)
     recipe = _validate(merged, full_name)
     return Resolved(recipe, merged.origins, full_name, place)
@@ -121,6 +122,24 @@ def _follow_compat(merged: _Merge) -> None:
         return
     if value == "official" or origin.source != "recipe":
         merged.set("scoring.compat", value, origin)
+
+
+def _begin_second_stage(merged: _Merge, given: Sequence[tuple[str, Any, Origin]]) -> None:
+    """Where the second stage is asked for, the file's values for it replace those of the first.
+
+    They are values of the recipe: what is given elsewhere goes before them. Once they are in
+    their places none is left in ``second_stage``, so that a recipe that was written out holds.
+    """
+    stages = [value for key, value, _ in given if key == "captioning.stage"]
+    section = merged.tree.get("captioning")
+    if not stages and isinstance(section, dict):
+        stages = [section.get("stage")]
+    values = merged.tree.get("second_stage")
+    if stages[-1:] != ["self_critical"] or not isinstance(values, dict) or not values:
+        return
+    for key, value in list(leaves(values)):
+        merged.set(key, value, merged.origins[f"second_stage.{key}"])
+    merged.set("second_stage", {}, Origin("recipe", merged.place))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -22,6 +22,8 @@ TaskName = Literal[
     "retrieval",
     "nlvr2",
     "nlvr2_pretrain",
+    "caption_pretrain",
+    "captioning",
     "vqa",
 ]
 
@@ -236,6 +238,8 @@ class LossesSection(_Section):
     box_giou: LossSection = LossSection()
     statement: LossSection = LossSection()
     pair_assignment: LossSection = LossSection()
+    language_modeling: LossSection = LossSection()
+    self_critical: LossSection = LossSection()
     answer: LossSection = LossSection()
 
 
@@ -310,6 +314,15 @@ class ScoringSection(_Section):
         description="vqa: words kept of a question that is asked (released: 50); null: as of those "
         "that are learnt from",
     )
+    beams: int = Field(
+        3, gt=0, description="captioning: of the search for the best caption; 1: greedy"
+    )
+    max_length: int = Field(
+        20, gt=1, description="captioning: the most tokens, with CLS, prompt and SEP"
+    )
+    min_length: int = Field(
+        5, ge=0, description="captioning: a caption of fewer tokens, with CLS and prompt, goes on"
+    )
     cam_layer: int | None = Field(
         None,
         ge=0,
@@ -321,6 +334,45 @@ class ScoringSection(_Section):
         description="grounding without boxes: stores of boxes to choose from, by picture; none: "
         "the records' own proposals, or the best box of the heat map",
     )
+
+
+class SelfCriticalSection(_Section):
+    """The second stage of captioning: captions are drawn, and rewarded (official.md 3.6)."""
+
+    samples: int = Field(5, gt=0, description="captions drawn for a picture")
+    baseline: Literal["greedy", "others"] = Field(
+        "greedy",
+        description="what a reward is compared with: that of the most probable caption, or the "
+        "mean of the other captions drawn for the picture",
+    )
+    references: int | None = Field(
+        5, gt=0, description="captions of a picture that one is compared with, drawn; null: all"
+    )
+    cider: float = Field(1.0, ge=0, description="weight of CIDEr-D in the reward")
+    bleu: float = Field(0.0, ge=0, description="weight of BLEU-4 in the reward")
+
+    @model_validator(mode="after")
+    def _a_reward_and_a_baseline(self) -> SelfCriticalSection:
+        if not self.cider and not self.bleu:
+            raise ValueError("one of cider and bleu is above 0, or there is no reward")
+        if self.baseline == "others" and self.samples < 2:
+            raise ValueError("baseline=others needs samples=2 or more")
+        return self
+
+
+class CaptioningSection(_Section):
+    """How captions are learnt."""
+
+    prompt: str = Field("a picture of ", description="what every caption begins with, not learnt")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="share of the other tokens in cross-entropy"
+    )
+    stage: Literal["cross_entropy", "self_critical"] = Field(
+        "cross_entropy",
+        description="self_critical: the second stage, from a run of the first; it takes the values "
+        "of second_stage",
+    )
+    self_critical: SelfCriticalSection = SelfCriticalSection()
 
 
 class TrainSection(_Section):
@@ -397,7 +449,13 @@ class Recipe(_Section):
     data: DataSection
     text: TextSection = TextSection()
     losses: LossesSection = LossesSection()
+    captioning: CaptioningSection = CaptioningSection()
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection
     scoring: ScoringSection = ScoringSection()
     train: TrainSection = TrainSection()
+    second_stage: dict[str, Any] = Field(
+        default_factory=dict,
+        description="values that the second stage of captioning has instead, as in a recipe "
+        "(captioning.stage=self_critical)",
+    )

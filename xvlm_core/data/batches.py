@@ -249,3 +249,37 @@ class QuestionItem:
     answers: tuple[str, ...] = ()
     kind: str | None = None
     answer_kind: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionBatch(PictureBatch):
+    """Captions (``texts``) to be written: CLS, prompt, words, SEP.
+
+    Attributes:
+        picture_of_text_B: picture of each caption, int64.
+        given: tokens at the beginning of each that are not learnt: CLS and the prompt.
+        references: of each picture, cleaned captions that a reward compares with.
+        drawn: texts that stand for what a model would draw, for a forecast; None: it draws.
+        items: for evaluation, what each picture is: see :class:`CaptionItem`; no text then.
+    """
+
+    picture_of_text_B: Tensor
+    given: int = 1
+    references: tuple[tuple[str, ...], ...] = ()
+    drawn: PackedTexts | None = None
+    items: tuple[CaptionItem, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaptionItem:
+    """One picture to be described, as evaluation needs it.
+
+    Attributes:
+        id: unique in the split.
+        record: the record it belongs to.
+        references: its captions, before cleaning.
+    """
+
+    id: str
+    record: str
+    references: tuple[str, ...]

@@ -36,6 +36,7 @@ _FITTING: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain",),
     "nlvr2": ("nlvr2",),
     "vqa": ("vqa",),
+    "captioning": ("captioning", "caption_pretrain"),
     # A pre-trained model retrieves as it is: zero-shot.
     "retrieval": ("retrieval", "pretrain"),
     PREDICT_RETRIEVAL: ("retrieval", "pretrain", "weak_grounding"),

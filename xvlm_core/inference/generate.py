@@ -45,11 +45,13 @@ class Written:
             reaches the greatest length ends with the end in place of the last token; the
             probability is that of the token that was drawn.
         score: beams: sum of the log-probabilities over the length without the end; else their mean.
+        drawn: greedy and samples: as ``ids``, with the token that was drawn last in its place.
     """
 
     ids: tuple[int, ...]
     score: float
     logprobs: tuple[float, ...] = ()
+    drawn: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,8 @@ def _one_by_one(
             next_R = _drawn(logits_RV, draws_RT[row_R, step], how)
         logp_R = logits_RV.log_softmax(-1).gather(1, next_R[:, None])[:, 0]
         is_last = step == room - 1
-        written_R = torch.full_like(next_R, lengths.end_id) if is_last else next_R
         of = row_R[is_open_R]
-        ids[of, step], logprobs[of, step] = written_R[is_open_R], logp_R[is_open_R]
+        ids[of, step], logprobs[of, step] = next_R[is_open_R], logp_R[is_open_R]
         count[of] = step + 1
         is_open_R = is_open_R & (next_R != lengths.end_id)
         if is_last:
@@ -148,7 +149,12 @@ def _one_by_one(
         logits_RV = writing.write(next_R[:, None])
     rows = zip(ids.tolist(), logprobs.tolist(), count.tolist(), strict=True)
     texts = [
-        Written((*prompt, *row[:length]), sum(logp[:length]) / length, tuple(logp[:length]))
+        Written(
+            ids=(*prompt, *row[: length - 1], lengths.end_id),
+            score=sum(logp[:length]) / length,
+            logprobs=tuple(logp[:length]),
+            drawn=(*prompt, *row[:length]),
+        )
         for row, logp, length in rows
     ]
     return [texts[start : start + n] for start in range(0, len(texts), n)]

@@ -47,3 +47,8 @@ class Captioner(XVLM):
     def speaker(self, patches_IPS: Tensor) -> Speaker:
         """Writes about the pictures token by token, for searches and samples."""
         return Speaker(self.text, PictureMemory(patches_IPS))
+
+    @property
+    def larger_lr_names(self) -> frozenset[str]:
+        """None: pre-training brings all of it (official.md 3.0)."""
+        return frozenset()

@@ -14,6 +14,7 @@ _CLASSES = {
     "retrieval": "retrieval_eval:RetrievalEvaluation",
     "nlvr2": "nlvr2_eval:Nlvr2Evaluation",
     "vqa": "vqa_eval:VqaEvaluation",
+    "captioning": "captioning_eval:CaptioningEvaluation",
 }
 
 EVALUATED = tuple(_CLASSES)

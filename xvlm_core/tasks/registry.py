@@ -23,6 +23,8 @@ TASKS: dict[str, str] = {
     "nlvr2": "whether a statement about two pictures is true",
     "nlvr2_pretrain": "which of two pictures a text belongs to: prepares for nlvr2",
     "vqa": "the answer of a question about a picture",
+    "caption_pretrain": "to write captions word by word: prepares for captioning",
+    "captioning": "to write a caption of a picture",
 }
 """Task and what it learns, for ``xvlm ls tasks``."""
 
@@ -134,6 +136,8 @@ _CLASSES = {
     "nlvr2": "nlvr2:Nlvr2Task",
     "nlvr2_pretrain": "nlvr2_pretrain:Nlvr2PretrainTask",
     "vqa": "vqa:VqaTask",
+    "caption_pretrain": "caption_pretrain:CaptionPretrainTask",
+    "captioning": "captioning:CaptioningTask",
 }
 
 

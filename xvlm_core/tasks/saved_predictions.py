@@ -183,6 +183,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "box_xyxy_px": _box,
     "probability": _probability,
     "answer": _text,
+    "caption": _text,
     "proposal_score": _number_or_none,
     "ranking": _texts,
     "by_similarity": _texts,

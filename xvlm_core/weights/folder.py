@@ -41,6 +41,7 @@ class ModelInfo(BaseModel):
     )
     config: ModelConfig
     answers: tuple[str, ...] = Field((), description="that it chooses from (VQA)")
+    prompt: str = Field("", description="what its captions begin with (captioning)")
 
     @model_validator(mode="after")
     def _texts_fit(self) -> ModelInfo:
@@ -63,7 +64,7 @@ def save_model_folder(folder: Path, model: XVLM, tokenizer: Tokenizer, info: Mod
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    leave_out = set() if info.answers else {"answers"}
+    leave_out = {name for name in ("answers", "prompt") if not getattr(info, name)}
     values = info.model_dump(mode="json", exclude=leave_out)
     text = json.dumps(values, indent=2, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")

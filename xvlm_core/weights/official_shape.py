@@ -29,6 +29,7 @@ class OfficialTask:
         heads: what stands on them.
         max_words: words of a text that its training keeps (official.md 3.0).
         max_tokens: tokens of a text that its training keeps.
+        prompt: what the captions that it learns begin with.
     """
 
     about: str
@@ -36,6 +37,7 @@ class OfficialTask:
     heads: tuple[Head, ...]
     max_words: int = 30
     max_tokens: int = 40
+    prompt: str = ""
 
 
 _RETRIEVAL: tuple[Head, ...] = ("contrastive", "matching")
@@ -49,7 +51,9 @@ TASKS: dict[str, OfficialTask] = {
         "an official NLVR2 pre-training model", "pairs", ("pair_assignment",), 40, 40
     ),
     "vqa": OfficialTask("an official VQA model", "decoder", ()),
-    "captioning": OfficialTask("an official captioning model", "causal", ("masked_lm",), 40, 40),
+    "captioning": OfficialTask(
+        "an official captioning model", "causal", ("masked_lm",), 40, 40, "a picture of "
+    ),
 }
 
 
