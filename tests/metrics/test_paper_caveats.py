@@ -131,6 +131,10 @@ def test_what_boxes_were_chosen_from() -> None:
         found_by={"proposal": 9}, proposals=["dets"]
     )
     assert "proposals of the records themselves here;" in told(found_by={"proposal": 9})
+    cold = {"proposal": 9, "no heat": 2}
+    assert "proposals of the records themselves here;" in told(found_by=cold)
+    assert "without proposals here" in told(found_by={"heat map": 9, "no heat": 2})
+    assert "not recorded" in told(found_by={"no heat": 2})
     assert "here for 4 of 9 expressions;" in told(found_by={"proposal": 4, "heat map": 5})
     for other in set(PLACES) - {"weak_grounding"}:
         assert "MAttNet" not in said(other)

@@ -162,10 +162,10 @@ def _choice(found: PaperFigure, split: str, known: Background) -> list[str]:
 def _boxes(answers: Answers) -> str:
     """Out of what the boxes of grounding without boxes were chosen."""
     paper = "in the paper it is one of MAttNet's proposals"
-    n = sum(answers.found_by.values())
+    chosen = answers.found_by.get("proposal", 0)
+    n = chosen + answers.found_by.get("heat map", 0)  # the others have no heat: nothing was chosen
     if not n:
         return f"out of what the box of an expression was chosen is not recorded; {paper}"
-    chosen = answers.found_by.get("proposal", 0)
     if not chosen:
         return f"without proposals here: the box is what is hot in the heat map; {paper}"
     where = ", ".join(answers.proposals) or "the records themselves"
