@@ -60,7 +60,7 @@ def talkative(task: RecipeTask, seed: int = 4) -> Captioner:
         model.text.embeddings.word.weight.normal_(std=1.0)
         for layer in model.text.layers:
             if layer.cross_attention is not None:
-                layer.cross_attention.output.weight.mul_(6)
+                layer.cross_attention.output.weight.mul_(40)
     return model
 
 

@@ -1,0 +1,236 @@
+"""``xvlm predict caption``: what pictures show, in words."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from xvlm_cli.output import Output, table
+from xvlm_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from xvlm_cli.predict import Request
+    from xvlm_core.inference.writing import How
+
+_BATCH = 16
+_EXAMPLE = 'xvlm predict caption "photos/*.jpg"'
+_LINE = '{"image": "a.jpg"}'
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """How captions are looked for, as it was typed.
+
+    Attributes:
+        search: beams, the most probable word at each step, or draws.
+        beams: of the search.
+        captions: of each picture.
+        temperature: samples: that scores are divided by.
+        top_k: samples: only the most probable so many words; None: all.
+        top_p: samples: only the most probable words that have this probability together.
+        seed: of the draws.
+        max_length: the most tokens, with CLS and the prompt.
+        min_length: beams: a caption of fewer tokens goes on.
+    """
+
+    search: Literal["beam", "greedy", "sample"] = "beam"
+    beams: int = 3
+    captions: int = 1
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+    max_length: int = 20
+    min_length: int = 5
+
+    @classmethod
+    def of(cls, *, search: str | None, **given: Any) -> CaptionOptions:
+        """Of options that were given, or None: what is said of samples alone asks for samples.
+
+        Raises:
+            UsageError: no such search, or an option that it has no use for.
+        """
+        from xvlm_core.errors import UsageError
+
+        known = {name: value for name, value in given.items() if value is not None}
+        drawn = [name for name in ("temperature", "top_k", "top_p", "seed") if name in known]
+        wanted = search or ("sample" if drawn else "beam")
+        if wanted not in ("beam", "greedy", "sample"):
+            raise UsageError(
+                f"no search {wanted!r}; there is beam, greedy, sample", try_="--search beam"
+            )
+        searched = [name for name in ("beams", "min_length") if name in known]
+        useless: list[str] = [*searched] if wanted == "sample" else [*drawn]
+        if wanted == "greedy":
+            useless = [*drawn, *searched]
+        if useless:
+            option = "--" + useless[0].replace("_", "-")
+            other = "beam" if useless[0] in searched else "sample"
+            raise UsageError(
+                f"{option} is for --search {other}, not for {wanted}", try_=f"--search {other}"
+            )
+        return cls(search=wanted, **known)  # type: ignore[arg-type]
+
+
+def run(request: Request, out: Output) -> None:
+    """Describe pictures."""
+    from xvlm_core.inference.checkpoints import find_checkpoint
+
+    _require_sense(request)
+    paths = _read(request.words, out)
+    found = find_checkpoint(request.checkpoint, "captioning", os.environ, download=request.download)
+    out.note(found.origin)
+    if request.dry_run:
+        out.result(
+            {"pictures": paths, "model": found.origin},
+            [f"would describe {path}" for path in paths],
+        )
+        return
+    _describe(paths, found, request, out)
+
+
+def _require_sense(request: Request) -> None:
+    """Refuse what means nothing here, before a picture or a model is looked for.
+
+    Raises:
+        UsageError: a value out of range, or a text.
+    """
+    from xvlm_core.errors import UsageError
+
+    given = request.captioning
+    if request.phrases:
+        raise UsageError("a picture is described without a phrase", try_=_EXAMPLE)
+    if request.output is not None:
+        raise UsageError(
+            "predict caption writes no file", try_=f"{_EXAMPLE} --json > captions.json"
+        )
+    if not 0 < given.temperature < math.inf:
+        raise UsageError(
+            f"--temperature {given.temperature:g} is not above 0",
+            try_="--temperature 1, or --search greedy",
+        )
+    if not 0 < given.top_p <= 1:
+        raise UsageError(f"--top-p {given.top_p:g} is not in (0, 1]", try_="--top-p 0.9")
+    if given.search == "greedy" and given.captions > 1:
+        raise UsageError(
+            "a greedy search finds one caption", try_="--search beam or --search sample"
+        )
+    if given.search == "beam" and given.captions > given.beams:
+        raise UsageError(
+            f"{given.beams} beams find no {given.captions} captions",
+            try_=f"--beams {given.captions}",
+        )
+
+
+def _read(words: Sequence[str], out: Output) -> list[Path]:
+    """Pictures, each once: files, folders, globs; ``-`` reads JSON lines from standard input.
+
+    Raises:
+        UsageError: a word names no picture, or none was given.
+        DataError: a picture that is not there, a folder without any, or a line that is not read.
+    """
+    from xvlm_cli.inputs import URL, inputs_of
+    from xvlm_cli.json_lines import from_stdin
+    from xvlm_core.errors import UsageError
+
+    paths: list[Path] = []
+    for word in words:
+        if word == "-":
+            paths += [
+                line.picture(line.fields.get("image"), "no image in the line")
+                for line in from_stdin(_LINE)
+            ]
+        elif URL.match(word):
+            raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
+        elif (found := inputs_of(word, out)) is not None:
+            paths += found
+        else:
+            raise UsageError(f"{word!r} is neither a picture nor a folder", try_=_EXAMPLE)
+    if not paths:
+        raise UsageError("no picture was given", try_=_EXAMPLE)
+    return list(dict.fromkeys(paths))
+
+
+def _how(options: CaptionOptions) -> How:
+    from xvlm_core.inference.generate import Sampling
+    from xvlm_core.inference.writing import How
+
+    return How(
+        search=options.search,
+        beams=options.beams,
+        captions=options.captions,
+        sampling=Sampling(options.temperature, options.top_k, options.top_p),
+        seed=options.seed,
+        max_length=options.max_length,
+        min_length=options.min_length,
+    )
+
+
+def _describe(paths: Sequence[Path], found: Any, request: Request, out: Output) -> None:
+    from xvlm_core.errors import DataError
+    from xvlm_core.inference.writing import CaptionWriter
+
+    writer = CaptionWriter.from_folder(found.folder, _how(request.captioning), request.device)
+    progress = Progress(quiet=out.quiet)
+    pictures: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for batch in _batches(paths, problems):
+        captions = writer.describe_many([image for _, image in batch], _BATCH)
+        for (path, image), caption in zip(batch, captions, strict=True):
+            size = {"width": image.width, "height": image.height}
+            pictures.append({"image": path, **size, **caption.to_json()})
+        progress(len(pictures), len(paths), "pictures")
+    progress.close()
+    if pictures:
+        model = {"folder": found.folder, "origin": found.origin, "about": writer.info.about}
+        out.result(
+            {
+                "task": "caption",
+                "model": model,
+                "search": request.captioning.search,
+                "pictures": pictures,
+                "failed": problems,
+            },
+            _lines(pictures, found),
+        )
+    if problems:
+        which = f"{len(problems)} of {len(paths)} pictures" if len(paths) > 1 else "the picture"
+        raise DataError(
+            problems[0] if len(problems) == 1 else f"{which} cannot be used",
+            details=problems if len(problems) > 1 else (),
+            where=f"{len(pictures)} of {len(paths)} pictures were described",
+            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
+        )
+
+
+def _batches(paths: Sequence[Path], problems: list[str]) -> Iterator[list[tuple[Path, Any]]]:
+    """Pictures that can be read; the others go to ``problems``."""
+    from xvlm_core.data.images import PictureError, read_picture
+
+    batch: list[tuple[Path, Any]] = []
+    for path in paths:
+        try:
+            batch.append((path, read_picture(path)))
+        except PictureError as error:
+            problems.append(f"picture {path}: {error.reason}")
+            continue
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _lines(pictures: Sequence[dict[str, Any]], found: Any) -> list[str]:
+    rows = [
+        (str(row["image"]) if not place else "", one["caption"], f"{one['log_probability']:.3f}")
+        for row in pictures
+        for place, one in enumerate([row, *row.get("others", [])])
+    ]
+    header = ("picture", "caption", "log p / token")
+    return [*table(header, rows), "", f"Answered by: {found.origin}"]
