@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +13,14 @@ import typer
 from xvlm_cli import output as outputs
 from xvlm_cli.options import DownloadOption, DryRunOption, JsonOption, OverwriteOption, QuietOption
 from xvlm_cli.options import complete_run as complete_model
+from xvlm_cli.predict_caption import CaptionOptions
 
 TASKS = {
     "grounding": "xvlm_cli.predict_grounding",
     "retrieval": "xvlm_cli.predict_retrieval",
     "nlvr2": "xvlm_cli.predict_nlvr2",
+    "vqa": "xvlm_cli.predict_vqa",
+    "caption": "xvlm_cli.predict_caption",
 }
 """What can be predicted, and the module that does it: its ``run(request, out)``."""
 
@@ -39,10 +42,13 @@ class Request:
         dry_run: say what would be done.
         explain: grounding: the heat map of each word.
         proposals: grounding: boxes to choose from (a store).
-        top: retrieval: answers to a question.
+        top: retrieval and vqa: answers to a question.
         index: retrieval: folder of the index.
         rebuild: retrieval: make it anew.
         region: retrieval: which part of the picture answers.
+        answers: vqa: file of the answers to choose from.
+        open_answers: vqa: written word by word, without a list.
+        captioning: caption: how captions are looked for.
     """
 
     task: str
@@ -61,6 +67,9 @@ class Request:
     index: Path | None
     rebuild: bool
     region: bool
+    answers: Path | None
+    open_answers: bool
+    captioning: CaptionOptions = field(default_factory=CaptionOptions)
 
 
 _TASK_OF = {
@@ -69,6 +78,17 @@ _TASK_OF = {
     "--index": "retrieval",
     "--rebuild": "retrieval",
     "--region": "retrieval",
+    "--answers": "vqa",
+    "--open": "vqa",
+    "--search": "caption",
+    "--beams": "caption",
+    "--captions": "caption",
+    "--temperature": "caption",
+    "--top-k": "caption",
+    "--top-p": "caption",
+    "--seed": "caption",
+    "--max-length": "caption",
+    "--min-length": "caption",
 }
 """Options that one task alone has a use for."""
 
@@ -97,7 +117,8 @@ def predict(
         str,
         typer.Argument(
             help="grounding: the box of a phrase; retrieval: the pictures of a text, and the texts "
-            "of a picture; nlvr2: is a statement about two pictures true?",
+            "of a picture; nlvr2: is a statement about two pictures true? vqa: the answer "
+            "of a question; caption: what it shows.",
             autocompletion=_complete_task,
         ),
     ],
@@ -138,7 +159,7 @@ def predict(
         typer.Option("--proposals", help="grounding without boxes: a store of boxes."),
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", "-k", min=1, help="retrieval: answers to each question.")
+        int, typer.Option("--top", "-k", min=1, help="retrieval, vqa: answers to each question.")
     ] = 5,
     index: Annotated[
         Path | None,
@@ -150,6 +171,47 @@ def predict(
     region: Annotated[
         bool, typer.Option("--region", help="retrieval: also which part of the picture it is.")
     ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option("--answers", help="vqa: file of the answers to choose from, one a line."),
+    ] = None,
+    open_answers: Annotated[
+        bool, typer.Option("--open", help="vqa: write the answer freely, choose from no list.")
+    ] = False,
+    search: Annotated[
+        str | None,
+        typer.Option("--search", help="caption: beam, greedy or sample (default: beam)."),
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option("--beams", min=1, help="caption: of the search (default: 3).")
+    ] = None,
+    captions: Annotated[
+        int | None,
+        typer.Option("--captions", min=1, help="caption: of each picture (default: 1)."),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="caption, samples: scores are divided by it."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help="caption, samples: of the best K words."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="caption, samples: of the best words of this probability."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="caption, samples: of the draws.")
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", min=2, help="caption: most tokens, with the prompt (20)."),
+    ] = None,
+    min_length: Annotated[
+        int | None,
+        typer.Option("--min-length", min=0, help="caption, beams: least tokens (5)."),
+    ] = None,
     download: DownloadOption = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     overwrite: OverwriteOption = False,
@@ -178,6 +240,17 @@ def predict(
         "--index": index is not None,
         "--rebuild": rebuild,
         "--region": region,
+        "--answers": answers is not None,
+        "--open": open_answers,
+        "--search": search is not None,
+        "--beams": beams is not None,
+        "--captions": captions is not None,
+        "--temperature": temperature is not None,
+        "--top-k": top_k is not None,
+        "--top-p": top_p is not None,
+        "--seed": seed is not None,
+        "--max-length": max_length is not None,
+        "--min-length": min_length is not None,
     }
     _require_sense(task, [option for option, is_given in given.items() if is_given], device)
     request = Request(
@@ -197,5 +270,18 @@ def predict(
         index=index,
         rebuild=rebuild,
         region=region,
+        answers=answers,
+        open_answers=open_answers,
+        captioning=CaptionOptions.of(
+            search=search,
+            beams=beams,
+            captions=captions,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            max_length=max_length,
+            min_length=min_length,
+        ),
     )
     importlib.import_module(TASKS[task]).run(request, out)
