@@ -18,7 +18,12 @@ from xvlm_core.objectives.box import (
 )
 from xvlm_core.objectives.contrastive import contrastive_loss, scale_gradient, similarity
 from xvlm_core.objectives.masked_lm import masked_lm_loss
-from xvlm_core.objectives.matching import draw_negatives, matching_loss, negative_weights
+from xvlm_core.objectives.matching import (
+    draw_negatives,
+    match_rows,
+    matching_loss,
+    negative_weights,
+)
 
 
 def softmax_by_hand(row: list[float], at: int) -> float:
@@ -75,7 +80,7 @@ def test_hard_negatives_are_drawn_in_proportion_to_their_weights_and_never_where
     generator = torch.Generator().manual_seed(0)
     texts, concepts = torch.zeros(4, 4), torch.zeros(4, 4)
     for _ in range(4000):
-        drawn = draw_negatives(s, excluded, generator)
+        (drawn,) = draw_negatives(s, excluded, generator)
         texts[torch.arange(4), drawn.text_of_concept_B] += 1
         concepts[torch.arange(4), drawn.concept_of_text_B] += 1
     assert (texts[excluded] == 0).all()
@@ -88,17 +93,32 @@ def test_hard_negatives_are_drawn_in_proportion_to_their_weights_and_never_where
 
 def test_a_row_without_a_candidate_draws_nothing_and_raises_nothing() -> None:
     excluded = torch.ones(3, 3, dtype=torch.bool)
-    drawn = draw_negatives(torch.randn(3, 3), excluded, torch.Generator().manual_seed(0))
+    (drawn,) = draw_negatives(torch.randn(3, 3), excluded, torch.Generator().manual_seed(0))
     assert not drawn.text_has_B.any()
     assert not drawn.concept_has_B.any()
-    alone = draw_negatives(torch.zeros(1, 1), excluded[:1, :1], torch.Generator().manual_seed(0))
+    (alone,) = draw_negatives(torch.zeros(1, 1), excluded[:1, :1], torch.Generator().manual_seed(0))
     assert not alone.text_has_B.any()
+
+
+def test_several_negatives_of_a_row_all_differ_until_there_is_none_left() -> None:
+    excluded = torch.eye(4, dtype=torch.bool)
+    excluded[0, 3] = True  # concept 0 and text 3
+    drawn = draw_negatives(torch.randn(4, 4), excluded, torch.Generator().manual_seed(0), 4)
+    concepts_of_text_3 = [int(d.concept_of_text_B[3]) for d in drawn if d.text_has_B[3]]
+    texts_of_concept_0 = [int(d.text_of_concept_B[0]) for d in drawn if d.concept_has_B[0]]
+    texts_of_concept_1 = [int(d.text_of_concept_B[1]) for d in drawn if d.concept_has_B[1]]
+    assert sorted(concepts_of_text_3) == [1, 2]
+    assert sorted(texts_of_concept_0) == [1, 2]
+    assert sorted(texts_of_concept_1) == [0, 2, 3]
+    rows = sum(int(d.text_has_B.sum() + d.concept_has_B.sum()) for d in drawn)
+    assert match_rows(excluded, 4) == 4 + rows == match_rows(excluded, 3)
+    assert match_rows(excluded, 1) == 12
 
 
 def test_the_same_generator_state_draws_the_same_negatives() -> None:
     s, eye = torch.randn(8, 8), torch.eye(8, dtype=torch.bool)
-    one = draw_negatives(s, eye, torch.Generator().manual_seed(5))
-    two = draw_negatives(s, eye, torch.Generator().manual_seed(5))
+    (one,) = draw_negatives(s, eye, torch.Generator().manual_seed(5))
+    (two,) = draw_negatives(s, eye, torch.Generator().manual_seed(5))
     assert torch.equal(one.text_of_concept_B, two.text_of_concept_B)
     assert torch.equal(one.concept_of_text_B, two.concept_of_text_B)
 

@@ -223,9 +223,9 @@ def test_texts_of_the_same_picture_are_positives_and_never_negatives(
     drawn = []
     real = forward.draw_negatives
 
-    def watched(scores: Any, excluded: Any, generator: Any) -> Any:
-        drawn.append(real(scores, excluded, generator))
-        return drawn[-1]
+    def watched(scores: Any, excluded: Any, generator: Any, count: int) -> Any:
+        drawn.extend(real(scores, excluded, generator, count))
+        return drawn[-count:]
 
     monkeypatch.setattr(forward, "draw_negatives", watched)
     for seed in range(20):

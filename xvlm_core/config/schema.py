@@ -228,11 +228,19 @@ class LossSection(_Section):
     start: Fraction = Field(0.0, description="share of the run after which it joins")
 
 
+class MatchingSection(LossSection):
+    """Matching with hard negatives (Eq. 4)."""
+
+    negatives: int = Field(
+        1, ge=1, description="hard negatives of each text, and of each picture (the paper: 1)"
+    )
+
+
 class LossesSection(_Section):
     """The five losses of pre-training (Eq. 1-8), and those of tasks; a task takes its own."""
 
     contrastive: LossSection = LossSection()
-    matching: LossSection = LossSection()
+    matching: MatchingSection = MatchingSection()
     masked_lm: LossSection = LossSection()
     box_l1: LossSection = LossSection()
     box_giou: LossSection = LossSection()

@@ -46,17 +46,19 @@ def negative_weights(similarity_BB: Tensor, excluded_BB: Tensor) -> Tensor:
 
 
 def draw_negatives(
-    similarity_BB: Tensor, excluded_BB: Tensor, generator: torch.Generator
-) -> Negatives:
-    """Draw a hard negative for each text and each concept: similar pairs are drawn more often.
+    similarity_BB: Tensor, excluded_BB: Tensor, generator: torch.Generator, count: int = 1
+) -> list[Negatives]:
+    """Draw hard negatives for each text and each concept: similar pairs are drawn more often.
 
-    One batched draw over both directions. A row without any candidate draws nothing: it is to be
-    left out of the loss (``*_has_B``).
+    One batched draw over both directions, for each of the ``count`` negatives of a row, which all
+    differ. A row without a candidate that is left draws nothing: it is to be left out of the loss
+    (``*_has_B``).
 
     Args:
         similarity_BB: ``(concepts, texts)``.
         excluded_BB: bool, symmetric in meaning: concept b and text c fit each other.
         generator: on the CPU or on the device of the similarity.
+        count: negatives a row; the paper draws one.
     """
     weights_2BB = torch.cat(
         [
@@ -64,14 +66,31 @@ def draw_negatives(
             negative_weights(similarity_BB, excluded_BB),
         ]
     )
-    has = weights_2BB.sum(1) > 0
-    # a row of zeros cannot be drawn from: give it a uniform row, its draw is not used
-    safe = weights_2BB + (~has)[:, None].float()
-    if safe.device != generator.device:
-        safe = safe.to(generator.device)
-    drawn = torch.multinomial(safe, 1, generator=generator)[:, 0].to(similarity_BB.device)
+    if weights_2BB.device != generator.device:
+        weights_2BB = weights_2BB.to(generator.device)
     n = len(similarity_BB)
-    return Negatives(drawn[:n], drawn[n:], has[:n], has[n:])
+    negatives = []
+    for _ in range(count):
+        has = weights_2BB.sum(1) > 0
+        # a row of zeros cannot be drawn from: give it a uniform row, its draw is not used
+        safe = weights_2BB + (~has)[:, None].float()
+        drawn_21 = torch.multinomial(safe, 1, generator=generator)
+        weights_2BB = weights_2BB.scatter(1, drawn_21, 0.0)
+        drawn, has = drawn_21[:, 0].to(similarity_BB.device), has.to(similarity_BB.device)
+        negatives.append(Negatives(drawn[:n], drawn[n:], has[:n], has[n:]))
+    return negatives
+
+
+def match_rows(excluded_BB: Tensor, count: int = 1) -> int:
+    """Rows of the matching loss: B matched ones, and the negatives that can be drawn.
+
+    Args:
+        excluded_BB: bool, True where the pair is no negative.
+        count: negatives a row.
+    """
+    fits_BB = ~excluded_BB
+    drawn = sum(int(fits_BB.sum(dim).clamp(max=count).sum()) for dim in (0, 1))
+    return len(excluded_BB) + drawn
 
 
 def matching_loss(logits_R2: Tensor, label_R: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from xvlm_core.models.xvlm import XVLM
 from xvlm_core.objectives.box import box_losses, nearest_targets
 from xvlm_core.objectives.contrastive import contrastive_loss
 from xvlm_core.objectives.masked_lm import masked_lm_loss
-from xvlm_core.objectives.matching import matching_loss
+from xvlm_core.objectives.matching import match_rows, matching_loss
 from xvlm_core.tasks.base import Batch, Losses, Moment
 from xvlm_core.tasks.grounding_eval import GroundingEvaluation
 from xvlm_core.tasks.pretrain_forward import Wanted, contrastive_rows, pretrain_forward
@@ -112,12 +112,11 @@ class PretrainTask(RecipeTask):
         The released code takes the mean over ranks instead, whatever the items of each.
         """
         assert isinstance(batch, PretrainBatch)
-        excluded_BB = batch.excluded_BB
-        with_negative = int((~excluded_BB).any(0).sum()) + int((~excluded_BB).any(1).sum())
+        pairs = match_rows(batch.excluded_BB, self.recipe.losses.matching.negatives)
         boxes = float(batch.is_region_B.sum())
         sizes: dict[str, float | None] = {
             "contrastive": None,
-            "matching": float(len(excluded_BB) + with_negative),
+            "matching": float(pairs),
             "masked_lm": float(len(batch.masked_label_M)),
             "box_l1": boxes,
             "box_giou": boxes,
@@ -140,6 +139,7 @@ class PretrainTask(RecipeTask):
             matching="matching" in weights,
             masked_lm="masked_lm" in weights,
             box=bool({"box_l1", "box_giou"} & set(weights)),
+            hard_negatives=self.recipe.losses.matching.negatives,
         )
 
     def open_evaluation(self) -> GroundingEvaluation:

@@ -1,7 +1,7 @@
 """The pre-training forward pass: pictures and texts of every grain through the three encoders.
 
-X-VLM section 3 in one function. All cross-encoder rows of an update (matched pairs, two hard
-negatives a pair, masked texts, texts to be boxed, absent texts) are one call.
+X-VLM section 3 in one function. All cross-encoder rows of an update (matched pairs, hard negatives
+of each pair, masked texts, texts to be boxed, absent texts) are one call.
 
 Legend: I pictures, P patches, B texts, G texts of all parts of the update, V views (in
 ``token_logits_MV``: the vocabulary), M masked tokens, R rows that match or not, N texts that name
@@ -31,6 +31,8 @@ class Wanted:
     matching: bool = True
     masked_lm: bool = True
     box: bool = True
+    hard_negatives: int = 1
+    """For matching, of each text and of each concept."""
 
 
 @dataclass(frozen=True)
@@ -171,23 +173,28 @@ def pretrain_forward(
     match_rows = 0
     without = 0
     if wanted.matching:
-        if negatives is None:
+        drawn = [negatives] if negatives is not None else []
+        if not drawn:
             assert similarity_BB is not None
             assert generator is not None, "drawing hard negatives needs a generator"
-            negatives = draw_negatives(similarity_BB, batch.excluded_BB, generator)
-        drawn = torch.stack(
+            drawn = draw_negatives(
+                similarity_BB, batch.excluded_BB, generator, wanted.hard_negatives
+            )
+        concept_of_text, text_of_concept = torch.stack(
             [
-                negatives.concept_of_text_B.where(negatives.text_has_B, -1),
-                negatives.text_of_concept_B.where(negatives.concept_has_B, -1),
+                torch.stack([d.concept_of_text_B.where(d.text_has_B, -1) for d in drawn]),
+                torch.stack([d.text_of_concept_B.where(d.concept_has_B, -1) for d in drawn]),
             ]
         ).tolist()  # the host must know the lengths of the texts in each row
         pairs = [(b, b) for b in range(n_texts)]
-        pairs += [(b, concept) for b, concept in enumerate(drawn[0]) if concept >= 0]
-        pairs += [(text, b) for b, text in enumerate(drawn[1]) if text >= 0]
+        for row in concept_of_text:
+            pairs += [(b, concept) for b, concept in enumerate(row) if concept >= 0]
+        for row in text_of_concept:
+            pairs += [(text, b) for b, text in enumerate(row) if text >= 0]
         row_text += [text for text, _ in pairs]
         row_view += [view for _, view in pairs]
         match_rows = len(pairs)
-        without = 3 * n_texts - match_rows
+        without = (1 + 2 * len(drawn)) * n_texts - match_rows
     if wanted.masked_lm:
         row_text += range(n_texts, 2 * n_texts)
         row_view += range(n_texts)

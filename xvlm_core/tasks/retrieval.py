@@ -22,7 +22,7 @@ from xvlm_core.errors import ConfigError
 from xvlm_core.models.sizes import Head
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.objectives.contrastive import multi_positive_loss, same_picture
-from xvlm_core.objectives.matching import matching_loss
+from xvlm_core.objectives.matching import match_rows, matching_loss
 from xvlm_core.tasks.base import Batch, Losses, Moment
 from xvlm_core.tasks.building import sample_settings
 from xvlm_core.tasks.pretrain_forward import (
@@ -121,7 +121,7 @@ class RetrievalTask(RecipeTask):
         out = pretrain_forward(
             model,
             batch,
-            _wanted(weights),
+            self._wanted(weights),
             generator=moment.generator,
             gradient_scale=1 / recipe.official_ranks if official else 1.0,
             peers=moment.peers,
@@ -136,9 +136,7 @@ class RetrievalTask(RecipeTask):
         The released code takes the mean over ranks instead, whatever the pairs of each.
         """
         assert isinstance(batch, PretrainBatch)
-        excluded_BB = batch.excluded_BB
-        with_negative = int((~excluded_BB).any(0).sum()) + int((~excluded_BB).any(1).sum())
-        pairs = float(len(excluded_BB) + with_negative)
+        pairs = float(match_rows(batch.excluded_BB, self.recipe.losses.matching.negatives))
         if self.recipe.compat == "official":
             pairs = 1.0
         sizes: dict[str, float | None] = {"contrastive": None, "matching": pairs}
@@ -149,8 +147,17 @@ class RetrievalTask(RecipeTask):
         """Features of pictures and texts, and what belongs together."""
         assert isinstance(model, XVLM)
         assert isinstance(batch, PretrainBatch)
-        wanted = _wanted(self.loss_weights(moment))
+        wanted = self._wanted(self.loss_weights(moment))
         return contrastive_rows(model, batch, wanted) if wanted.contrastive else {}
+
+    def _wanted(self, weights: Collection[str]) -> Wanted:
+        return Wanted(
+            contrastive="contrastive" in weights,
+            matching="matching" in weights,
+            masked_lm=False,
+            box=False,
+            hard_negatives=self.recipe.losses.matching.negatives,
+        )
 
     def open_evaluation(self) -> RetrievalEvaluation:
         """Every picture and every caption of the validation stores."""
@@ -162,12 +169,3 @@ class RetrievalTask(RecipeTask):
             scoring=self.recipe.scoring,
             limit=self.recipe.data.validation_limit,
         )
-
-
-def _wanted(weights: Collection[str]) -> Wanted:
-    return Wanted(
-        contrastive="contrastive" in weights,
-        matching="matching" in weights,
-        masked_lm=False,
-        box=False,
-    )
