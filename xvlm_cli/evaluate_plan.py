@@ -47,6 +47,7 @@ class Request:
     device: str
     overwrite: bool
     dry_run: bool
+    server_file: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,10 @@ class Asked:
             said.append(f"candidates{scoring.candidates}")
         if self.task == "weak_grounding":
             said += [] if scoring.cam_layer is None else [f"layer{scoring.cam_layer}"]
+            said += [] if scoring.compat is None else [f"compat_{scoring.compat}"]
             said += self.proposals
+        if self.task == "vqa" and scoring.scheme != "auto":
+            said.append(scoring.scheme)
         return said
 
 

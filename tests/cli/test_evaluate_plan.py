@@ -181,7 +181,12 @@ def test_another_scoring_has_another_file(xvlm: Run, world_store: Path, pretrain
     [
         ("grounding", {"candidates": 3, "cam_layer": 5, "proposals": ("p",)}, ""),
         ("weak_grounding", {"candidates": 3}, ""),
-        ("weak_grounding", {"cam_layer": 9, "proposals": ("data/dets+", "s3://a/b/")}, "x"),
+        ("weak_grounding", {"compat": "official"}, "-compat_official"),
+        (
+            "weak_grounding",
+            {"cam_layer": 9, "proposals": ("d/dets+", "s3://a/b/")},
+            "-layer9-dets+-b",
+        ),
     ],
 )
 def test_a_file_is_named_by_what_changes_the_answers(
@@ -189,9 +194,8 @@ def test_a_file_is_named_by_what_changes_the_answers(
 ) -> None:
     stores = (Store.open(world_store),)
     asked = Asked(task, None, (world_store,), stores, ("val",), None, ScoringSection(**scoring))
-    more = "-layer9-dets+-b" if said else ""
-    assert asked.file_name("val", None) == f"{task}-world-val{more}.jsonl"
-    assert asked.file_name("val", 3) == f"{task}-world-val{more}-first3.jsonl"
+    assert asked.file_name("val", None) == f"{task}-world-val{said}.jsonl"
+    assert asked.file_name("val", 3) == f"{task}-world-val{said}-first3.jsonl"
 
 
 # ---------------------------------------------------------------------- how it is scored
