@@ -104,6 +104,14 @@ def evaluate(
         ),
     ] = None,
     no_files: Annotated[bool, typer.Option("--no-files", help="Write no predictions.")] = False,
+    server_file: Annotated[
+        bool,
+        typer.Option(
+            "--server-file",
+            help="vqa: also the file of the test server, beside the predictions (where answers "
+            "are hidden it is written unasked).",
+        ),
+    ] = False,
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
     json_document: JsonOption = False,
@@ -135,6 +143,7 @@ def evaluate(
         device=device,
         overwrite=overwrite,
         dry_run=dry_run,
+        server_file=server_file,
     )
     place = place_of(os.environ)
     with _one_voice(place, out) as own:
@@ -171,9 +180,11 @@ def _run(request: Request, place: Place, out: Output) -> None:
     from xvlm_cli import evaluate_answers, evaluate_plan
     from xvlm_cli import evaluate_report as report
     from xvlm_cli.evaluate_files import PredictionFiles, prediction_files
+    from xvlm_cli.evaluate_server import require_server
 
     _require_sense(request, place)
     asked = evaluate_plan.asked(request)
+    require_server(asked.task, request.server_file)
     if asked.scored_as is not None:
         k = asked.scoring.candidates
         out.note(f"scoring.candidates={k}, as recipe {asked.scored_as} has it")
@@ -279,9 +290,11 @@ def _report(
     out: Output,
 ) -> None:
     from xvlm_cli import evaluate_report as report
+    from xvlm_cli.evaluate_server import write_server_files
 
     _require_items(asked, answered)
     paths = report.write(files, answered, out)
+    server = write_server_files(asked.task, paths, answered, wanted=request.server_file)
     temperature = _temperature(asked, answered)
     origin = found.origin if found is not None else f"predictions of {request.predictions}"
     value: dict[str, Any] = {
@@ -314,7 +327,13 @@ def _report(
         path = paths.get(split)
         value["splits"][split] = report.split_value(answered[split], compared, presence, path)
         text += ["", f"data: {asked.data}, split {split}", ""]
-        text += report.split_lines(compared, presence, path)
+        if answered[split].scores:
+            text += report.split_lines(compared, presence, path)
+        else:
+            text += [f"{len(answered[split].predictions):,} answers; what is right is not told"]
+        if split in server:
+            value["splits"][split]["server_file"] = server[split]
+            text.append(f"for the test server: {server[split]}")
     if len(asked.splits) == 1:  # as is usual: its figures without a detour
         value |= {"split": asked.splits[0], **value["splits"][asked.splits[0]]}
     out.result(value, text)

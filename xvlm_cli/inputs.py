@@ -26,8 +26,39 @@ OURS = (ANNOTATED, EXPLAINED, JUDGED, RETRIEVED)
 MARK = "xvlm.predict/1"
 _GLOB = re.compile(r"[*?\[]")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_EXAMPLE = 'xvlm predict grounding image.jpg "man wearing backpack"'
-_LINE = '{"image": "a.jpg", "phrases": ["a dog"]}'
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a task asks of a picture, for messages.
+
+    Attributes:
+        task: its name.
+        noun: what one text is called; with an s, the key of a line.
+        example: a good text.
+    """
+
+    task: str
+    noun: str
+    example: str
+
+    @property
+    def key(self) -> str:
+        """Of the texts in a line."""
+        return f"{self.noun}s"
+
+    @property
+    def line(self) -> str:
+        """A good line of standard input."""
+        return json.dumps({"image": "a.jpg", self.key: [self.example]})
+
+    def command(self, picture: object = "image.jpg") -> str:
+        """What to type."""
+        return f'xvlm predict {self.task} {picture} "{self.example}"'
+
+
+PHRASES = Asking("grounding", "phrase", "man wearing backpack")
+QUESTIONS = Asking("vqa", "question", "what colour is the dog?")
 
 
 @dataclass(frozen=True)
@@ -45,8 +76,10 @@ class Item:
     where: str | None = field(default=None, compare=False)
 
 
-def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list[Item]:
-    """Pictures and phrases from the words of the command line.
+def read(
+    words: Sequence[str], more_phrases: Sequence[str], out: Output, asking: Asking = PHRASES
+) -> list[Item]:
+    """Pictures and phrases (or questions) from the words of the command line.
 
     A word that is a file, a folder or a pattern that matches files is an input; the others are
     phrases. ``-`` reads JSON lines from standard input.
@@ -60,7 +93,7 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
     lines: list[Item] = []
     for word in words:
         if word == "-":
-            lines += [_item(line) for line in from_stdin(_LINE)]
+            lines += [_item(line, asking) for line in from_stdin(asking.line)]
         elif URL.match(word):
             raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
         elif (found := inputs_of(word, out)) is not None:
@@ -69,16 +102,18 @@ def read(words: Sequence[str], more_phrases: Sequence[str], out: Output) -> list
             phrases.append(word)
     phrases += more_phrases
     for phrase in phrases:
-        require_text(phrase, "phrase", None, _EXAMPLE)
+        require_text(phrase, asking.noun, None, asking.command())
     if not pictures and not lines:
-        raise UsageError("no picture was given", try_=_EXAMPLE)
+        raise UsageError("no picture was given", try_=asking.command())
     if pictures and not phrases:
         raise UsageError(
-            "no phrase was given (a word that names a file or folder counts as a picture)",
-            try_=f'xvlm predict grounding {pictures[0]} "man wearing backpack"',
+            f"no {asking.noun} was given (a word that names a file or folder counts as a picture)",
+            try_=asking.command(pictures[0]),
         )
     if phrases and not pictures:
-        raise UsageError("phrases belong into the lines of standard input", try_=_EXAMPLE)
+        raise UsageError(
+            f"{asking.key} belong into the lines of standard input", try_=asking.command()
+        )
     unique = dict.fromkeys(pictures)
     return [Item(path, tuple(phrases)) for path in unique] + lines
 
@@ -139,9 +174,9 @@ def _in_folder(folder: Path, out: Output) -> list[Path]:
     return pictures
 
 
-def _item(line: Line) -> Item:
+def _item(line: Line, asking: Asking) -> Item:
     image = line.picture(line.fields.get("image"), "no image in the line")
-    return Item(image, line.texts("phrases", "phrase"), line.where)
+    return Item(image, line.texts(asking.key, asking.noun), line.where)
 
 
 def targets(

@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EXPECTED = [
     "finetune/caption",
     "finetune/coco-retrieval",
+    "finetune/easy-vqa",
     "finetune/flickr30k",
     "finetune/nlvr2",
     "finetune/refcoco",

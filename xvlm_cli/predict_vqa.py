@@ -1,0 +1,120 @@
+"""``xvlm predict vqa``: ranked answers to questions about pictures."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from xvlm_cli.json_lines import read_all
+from xvlm_cli.output import Output, table
+from xvlm_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from xvlm_cli.inputs import Item
+    from xvlm_cli.predict import Request
+    from xvlm_core.inference.answerer import Answerer
+
+_BATCH = 16
+
+
+def run(request: Request, out: Output) -> None:
+    """Answer questions about pictures."""
+    from xvlm_cli import inputs
+    from xvlm_core.errors import UsageError
+    from xvlm_core.inference.checkpoints import find_checkpoint
+    from xvlm_core.sources.answers import read_answer_list
+
+    if request.output is not None:
+        raise UsageError(
+            "vqa writes no files: its answers are on standard output", try_="--json > answers.json"
+        )
+    items = inputs.read(request.words, request.phrases, out, inputs.QUESTIONS)
+    if request.open_answers and request.answers is not None:
+        raise UsageError("--open needs no --answers", try_="leave one of them out")
+    answers = None if request.answers is None else read_answer_list(request.answers).answers
+    found = find_checkpoint(request.checkpoint, request.task, os.environ, download=request.download)
+    out.note(found.origin)
+    if request.dry_run:
+        rows = [{"image": item.path, "questions": list(item.phrases)} for item in items]
+        lines = [f"would ask about {item.path}: {', '.join(item.phrases)}" for item in items]
+        out.result({"images": rows, "model": found.origin}, lines)
+        return
+    from xvlm_core.inference.answerer import Answerer
+
+    answerer = Answerer.from_folder(
+        found.folder, request.device, answers, freely=request.open_answers
+    )
+    _answer(items, answerer, found, request.top, out)
+
+
+def _answer(items: Sequence[Item], answerer: Answerer, found: Any, top: int, out: Output) -> None:
+    from xvlm_core.errors import DataError
+    from xvlm_core.inference.reading import read_text
+
+    read = read_all(
+        ((question, item.where) for item in items for question in item.phrases),
+        partial(read_text, tokenizer=answerer.tokenizer, info=answerer.info),
+    )
+    progress = Progress(quiet=out.quiet)
+    answered: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for batch in _batches(items, problems):
+        asked = [(image, item.phrases) for item, image in batch]
+        for (item, _), answers in zip(batch, answerer.answer_many(asked, top), strict=True):
+            answered.append({"image": item.path, "questions": [a.to_json() for a in answers]})
+        progress(len(answered), len(items), "pictures")
+    progress.close()
+    unknown = dict.fromkeys(word for text in read.values() for word in text.unknown_words)
+    if unknown:
+        out.warn(f"words that the model does not know: {', '.join(unknown)}")
+    for text in read.values():
+        if text.cut:
+            out.warn(
+                f"a question is too long: of {text.given[:40]!r}... only {text.read_as!r} was read"
+            )
+    if answered:
+        model = {"folder": found.folder, "origin": found.origin, "about": answerer.info.about}
+        out.result(
+            {"task": "vqa", "model": model, "images": answered, "failed": problems},
+            _lines(answered, found),
+        )
+    if problems:
+        which = f"{len(problems)} of {len(items)} pictures" if len(items) > 1 else "the picture"
+        raise DataError(
+            problems[0] if len(problems) == 1 else f"{which} cannot be read",
+            details=problems if len(problems) > 1 else (),
+            where=f"{len(answered)} of {len(items)} pictures were answered",
+            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
+        )
+
+
+def _batches(items: Sequence[Item], problems: list[str]) -> Iterator[list[tuple[Item, Any]]]:
+    """Inputs with their pictures; those that cannot be read go to ``problems``."""
+    from xvlm_core.data.images import PictureError, read_picture
+
+    batch: list[tuple[Item, Any]] = []
+    for item in items:
+        try:
+            batch.append((item, read_picture(item.path)))
+        except PictureError as error:
+            problems.append(f"picture {item.path}: {error.reason}")
+            continue
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _lines(answered: Sequence[dict[str, Any]], found: Any) -> list[str]:
+    rows = []
+    for row in answered:
+        for question in row["questions"]:
+            for place, answer in enumerate(question["answers"]):
+                named = (row["image"], question["question"]) if place == 0 else ("", "")
+                rows.append((*named, answer["answer"], f"{answer['probability']:.3f}"))
+    header = ("picture", "question", "answer", "probability")
+    return [*table(header, rows), "", f"Answered by: {found.origin}"]
