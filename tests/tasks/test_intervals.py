@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xvlm_core.tasks import nlvr2_eval, retrieval_eval
+from xvlm_core.tasks import grounding_scores, nlvr2_eval, retrieval_eval
 from xvlm_core.tasks.base import Prediction
 
 
@@ -96,3 +96,30 @@ def test_both_directions_of_the_mean_recall_are_drawn_together() -> None:
     scores = retrieval_eval.score(made, "test")
     assert scores["r_mean"].value == 0.5
     assert scores["r_mean"].interval == pytest.approx(scores["text R@1"].interval, abs=1e-9)
+
+
+def test_the_figures_of_presence_have_intervals_over_pictures() -> None:
+    """40 pictures of three phrases each; in every other one the absent one is told apart."""
+    made: list[Prediction] = []
+    for n in range(40):
+        common = {"image": f"i{n}", "record": f"i{n}", "like": "label", "kind": "label"}
+        box = {"box_xyxy_px": (0, 0, 8, 8), "width": 9, "height": 9, "objects_xyxy_px": []}
+        for k, there in enumerate((True, True, False)):
+            made.append(
+                {
+                    "id": f"i{n}#{k}",
+                    "present": there,
+                    "probability": 0.6 if there else 0.1 + 0.8 * (n % 2),
+                    "target_xyxy_px": (0, 0, 8, 8) if there else None,
+                    "other_targets_xyxy_px": [],
+                    **common,
+                    **box,
+                }
+            )
+    scores = grounding_scores.score(made, "val")
+    for name in ("presence AUC", "presence ECE"):
+        low, high = scores[name].interval or (0, 0)
+        assert low < scores[name].value < high, name
+    assert scores["presence AUC"].value == 0.5
+    half = 1.96 * (0.25 / 40) ** 0.5
+    assert scores["presence AUC"].interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)

@@ -25,7 +25,7 @@ from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.xvlm import XVLM
 from xvlm_core.tasks import grounding_scores
 from xvlm_core.tasks.base import Batch, Prediction, Scores
-from xvlm_core.tasks.grounding_scores import SELECTION, like_with_like, score
+from xvlm_core.tasks.grounding_scores import SELECTION, score
 from xvlm_core.tasks.split_items import Place, SplitItems
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "SELECTION",
     "BoxXYXY",
     "GroundingEvaluation",
-    "like_with_like",
     "objects_of",
     "predict",
     "reference_of",
@@ -92,7 +91,7 @@ class GroundingEvaluation(SplitItems):
     Records about one picture (RefCOCO has one for each expression) are asked about one after the
     other, so that the picture is read and encoded once in a batch.
 
-    A :class:`xvlm_core.tasks.evaluations.StoreEvaluation`.
+    A :class:`xvlm_core.tasks.store_evaluation.StoreEvaluation`.
     """
 
     NO_ANSWER: ClassVar[dict[str, Any]] = grounding_scores.NO_ANSWER

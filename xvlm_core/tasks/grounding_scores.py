@@ -9,6 +9,7 @@ clipped nor rounded; ``probability``: that the phrase is there at all) and what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from xvlm_core.data.boxes import cxcywh_to_xyxy
 from xvlm_core.decision import PROBABLE, is_probable
-from xvlm_core.metrics.bootstrap import interval, intervals
+from xvlm_core.metrics.bootstrap import Interval, interval, intervals
 from xvlm_core.metrics.box_accuracy import (
     HIT_IOU,
     accuracy_at,
@@ -25,8 +26,9 @@ from xvlm_core.metrics.box_accuracy import (
     iou_plain,
     mean_iou,
 )
-from xvlm_core.metrics.calibration import ece, roc_auc
+from xvlm_core.metrics.calibration import ece, ece_interval, roc_auc, roc_auc_interval
 from xvlm_core.tasks.base import Prediction, Score, Scores
+from xvlm_core.tasks.presence import pictures_of
 
 Floats = NDArray[np.float64]
 
@@ -76,11 +78,6 @@ def _as_wrong_as_can_be(prediction: Prediction) -> Prediction:
     return filled
 
 
-def _pictures(predictions: Sequence[Prediction]) -> list[str]:
-    """What the bootstrap draws: a picture has many phrases."""
-    return [p.get("image") or p.get("record") or p["id"] for p in predictions]
-
-
 def size_of(area_px: float) -> str:
     """small, medium or large."""
     return "small" if area_px < SMALL else "medium" if area_px < LARGE else "large"
@@ -117,7 +114,9 @@ def _box_scores(present: Sequence[Prediction], split: str) -> Scores:
                 np.where(sizes == size, hits, np.nan),
                 f"plain IoU, true box {limits} of the original",
             )
-    spread = intervals({name: column for name, (column, _) in columns.items()}, _pictures(present))
+    spread = intervals(
+        {name: column for name, (column, _) in columns.items()}, pictures_of(present)
+    )
     scores: Scores = {}
     for name, (column, convention) in columns.items():
         counted = column[~np.isnan(column)]
@@ -168,10 +167,12 @@ def _presence_scores(
     ]:
         if name and len(kinds) == 1:
             continue
-        area, n = like_with_like(present, some)
-        if n:
+        found = like_with_like(present, some)
+        if found.n:
             convention = "ROC area, absent phrases against present ones worded alike"
-            scores[f"presence AUC{name}"] = Score(area, split, convention, n)
+            scores[f"presence AUC{name}"] = Score(
+                found.area, split, convention, found.n, interval=found.interval
+            )
     for kind in kinds:
         some = [p for p in absent if p["kind"] == kind]
         alarms = [float(is_probable(p["probability"])) for p in some]
@@ -180,36 +181,57 @@ def _presence_scores(
             split,
             f"absent phrases said to be there: {PROBABLE} or more",
             len(alarms),
-            interval=interval(alarms, _pictures(some)),
+            interval=interval(alarms, pictures_of(some)),
         )
     rows = [*present, *absent]
-    error = ece([p["probability"] for p in rows], [p["present"] for p in rows])
+    said, there = [p["probability"] for p in rows], [p["present"] for p in rows]
     scores["presence ECE"] = Score(
-        error, split, "calibration error, 10 bins (smaller: better)", len(rows)
+        ece(said, there),
+        split,
+        "calibration error, 10 bins (smaller: better)",
+        len(rows),
+        interval=ece_interval(said, there, pictures_of(rows)),
     )
     return scores
 
 
-def like_with_like(
-    present: Sequence[Prediction], absent: Sequence[Prediction]
-) -> tuple[float, int]:
-    """ROC area within each wording, weighted by its number of pairs, and the phrases that count.
+@dataclass(frozen=True)
+class LikeWithLike:
+    """A ROC area within wordings.
+
+    Attributes:
+        area: that of each wording, weighted by its number of pairs.
+        n: the phrases that count.
+        interval: 95 % of what as many pictures, drawn again, would give.
+    """
+
+    area: float
+    n: int
+    interval: Interval | None
+
+
+def like_with_like(present: Sequence[Prediction], absent: Sequence[Prediction]) -> LikeWithLike:
+    """ROC area within each wording.
 
     A phrase of another wording is told apart without a look at the picture ("leftmost ..." is
     always there): comparing unlike with unlike would flatter.
     """
+    rows = [*present, *absent]
+    said, there = [p["probability"] for p in rows], [p["present"] for p in rows]
     total = pairs = 0.0
-    counted = 0
+    groups: list[list[int]] = []
     for like in dict.fromkeys(p["like"] for p in absent):
-        negatives = [p for p in absent if p["like"] == like]
-        positives = [p for p in present if like is None or p["like"] == like]
+        negatives = [n for n, p in enumerate(absent, len(present)) if p["like"] == like]
+        positives = [n for n, p in enumerate(present) if like is None or p["like"] == like]
         if positives:
-            rows = [*positives, *negatives]
-            weight = len(positives) * len(negatives)
-            area = roc_auc([p["probability"] for p in rows], [p["present"] for p in rows])
+            group, weight = [*positives, *negatives], len(positives) * len(negatives)
+            area = roc_auc([said[n] for n in group], [there[n] for n in group])
             total, pairs = total + weight * area, pairs + weight
-            counted += len(rows)
-    return (total / pairs if pairs else 0.5), counted
+            groups.append(group)
+    if not groups:
+        return LikeWithLike(0.5, 0, None)
+    spread = roc_auc_interval(said, there, pictures_of(rows), groups)
+    return LikeWithLike(total / pairs, sum(map(len, groups)), spread)
 
 
 def _xywh(boxes_xyxy: Floats) -> Floats:

@@ -16,7 +16,8 @@ from xvlm_core.data.text import EmptyTextError, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.weights.folder import ModelInfo
 
-_EXAMPLES = 20
+_EXAMPLES = 3
+"""Items that are named, of each reason."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class SplitItems:
 
     Attributes:
         dropped: items that could not be asked, by reason.
-        examples: some of them, named.
+        examples: a few of each reason, named.
     """
 
     of_pairs: ClassVar[bool] = False
@@ -86,6 +87,7 @@ class SplitItems:
         ][:limit]
         self.dropped: Counter[str] = Counter()
         self.examples: list[str] = []
+        self._named: Counter[str] = Counter()
         self._told: Counter[str] = Counter()
 
     @classmethod
@@ -138,7 +140,8 @@ class SplitItems:
     def drop(self, name: str, reason: str, n: int = 1) -> None:
         """Some items cannot be asked."""
         self.dropped[reason] += n
-        if len(self.examples) < _EXAMPLES:
+        self._named[reason] += 1
+        if self._named[reason] <= _EXAMPLES:
             self.examples.append(f"{name}: {reason}")
 
     def newly_dropped(self) -> dict[str, int]:
@@ -151,6 +154,7 @@ class SplitItems:
         """Begin anew."""
         self.dropped.clear()
         self.examples.clear()
+        self._named.clear()
         self._told.clear()
 
 
