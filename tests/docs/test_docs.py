@@ -84,7 +84,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert builtin is not None
     for run in ("demo/runs/grounding", "runs/coco-tiny"):  # in place of trained ones
         shutil.copytree(builtin, folder / run)
-    for name, task in (("16m_base.th", "pretrain"), ("itr_coco/checkpoint_best.pth", "retrieval")):
+    for name, task in (
+        ("16m_base.th", "pretrain"),
+        ("itr_coco/checkpoint_best.pth", "retrieval"),
+        ("capt_coco/model_state_epoch_4.th", "captioning"),
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         torch.save({"model": official_file(task, vocab_size=30522)}, folder / name)
     for name in ("kitchen", "street", "garden"):
