@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -90,7 +91,11 @@ def test_a_document_is_a_picture_of_the_training_split(tmp_path: Path) -> None:
     made = records(tmp_path / "pictures", 7)
     assert frequencies.documents == 7
     counted = Counter(word for r in made for word in {w for c in r.captions for w in c.split()})
-    assert {gram[0]: n for gram, n in frequencies.containing.items() if len(gram) == 1} == {
-        **counted,
-        "<eos>": 7,
-    }
+    counted["<eos>"] = 7
+    words = {gram[0]: n for gram, n in frequencies.containing.items() if len(gram) == 1}
+    assert words == {word: n for word, n in counted.items() if n > 1}
+    seen, other = (next(w for w, n in counted.items() if n == 2), "zeppelin")
+    assert frequencies.weight((other,)) == pytest.approx(math.log(7))
+    assert frequencies.weight((seen,)) == pytest.approx(math.log(7 / 2))
+    once = [word for word, n in counted.items() if n == 1]
+    assert all(frequencies.weight((word,)) == frequencies.weight((other,)) for word in once)

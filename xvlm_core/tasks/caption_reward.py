@@ -45,7 +45,7 @@ class Frequencies:
 
     Attributes:
         documents: how many there are.
-        containing: by n-gram.
+        containing: by n-gram; those of one document alone are left out.
     """
 
     documents: int
@@ -65,7 +65,8 @@ class Frequencies:
                     for gram in grams
                 }
             )
-        return cls(total, containing)
+        # once or never is the same: most n-grams of a large collection need no memory
+        return cls(total, Counter({gram: n for gram, n in containing.items() if n > 1}))
 
     def weight(self, gram: NGram) -> float:
         """Inverse document frequency; an n-gram that was never seen counts as seen once."""
@@ -99,8 +100,8 @@ class CaptionReward:
         self.frequencies = frequencies
         self.cider = cider
         self.bleu = bleu
-        # the references of a picture come again in each pass, and with each of its captions
-        self._vector = lru_cache(maxsize=1 << 16)(self._vector_of)
+        # the references of a picture are compared with each of its captions
+        self._vector = lru_cache(maxsize=1 << 12)(self._vector_of)
 
     @classmethod
     def of_stores(
