@@ -18,7 +18,7 @@ from xvlm_core.models.captioner import Captioner
 from xvlm_core.tasks.base import Moment
 from xvlm_core.tasks.caption_pretrain import CaptionPretrainTask
 from xvlm_core.tasks.captioning import CaptioningTask
-from xvlm_core.tasks.captioning_eval import NO_REFERENCE, CaptioningEvaluation
+from xvlm_core.tasks.captioning_eval import NO_REFERENCE, CaptioningEvaluation, score
 from xvlm_core.tasks.registry import build_task
 from xvlm_core.tasks.self_critical import SelfCritical
 from xvlm_core.train.synthetic import synthetic_part, task_without_data
@@ -351,3 +351,43 @@ def test_pictures_that_cannot_be_asked_are_counted(root: Path, tmp_path: Path) -
     assert evaluation.dropped[NO_REFERENCE] == 1
     assert sum(evaluation.dropped.values()) == 2
     assert len(evaluation.examples) == 2
+
+
+def said(*captions: str) -> list[dict[str, Any]]:
+    references = [
+        ["a red circle left of a blue square", "A red circle, and a blue square."],
+        ["two green stars", "a green star and another green star"],
+        ["a yellow triangle above a purple cross"],
+    ]
+    return [
+        {"id": str(i), "caption": caption, "references": own}
+        for i, (caption, own) in enumerate(zip(captions, references, strict=True))
+    ]
+
+
+def test_figures_of_captions() -> None:
+    right = said("a red circle and a blue square", "two green stars", "a yellow triangle")
+    wrong = said("two green stars", "a yellow triangle", "a red circle and a blue square")
+    nothing = said("", "", "")
+    figures = {
+        name: score(rows, "val") for name, rows in (("r", right), ("w", wrong), ("n", nothing))
+    }
+    for name in ("CIDEr", "BLEU-4", "ROUGE-L"):
+        assert figures["r"][name].value > figures["w"][name].value >= 0
+        assert figures["n"][name].value == pytest.approx(0, abs=1e-6)
+        assert figures["r"][name].n == 3
+    assert set(figures["r"]) == {"CIDEr", "ROUGE-L", *(f"BLEU-{n}" for n in range(1, 5))}
+    shouted = said("A red circle, and a blue square!", "Two green stars.", "a yellow triangle")
+    assert score(shouted, "val") == figures["r"], "words of cleaned captions are compared"
+    assert score([], "val") == {}
+
+
+def test_a_run_is_selected_by_cider(root: Path) -> None:
+    task, evaluation = evaluated(root)
+    model = talkative(task).eval()
+    with torch.no_grad():
+        rows = [
+            row for batch in evaluation.validation() for row in evaluation.predict(model, batch)
+        ]
+    assert task.selection == "CIDEr"
+    assert task.selection in task.score(rows)

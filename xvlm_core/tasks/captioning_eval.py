@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 from torch import nn
 
 from xvlm_core.config.schema import ScoringSection
@@ -17,10 +19,12 @@ from xvlm_core.data.caption_samples import prompt_ids
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
+from xvlm_core.data.text import EmptyTextError, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import ConfigError
 from xvlm_core.inference.generate import Lengths, beam_search, greedy
 from xvlm_core.inference.writing import text_of
+from xvlm_core.metrics.bootstrap import interval
 from xvlm_core.models.captioner import Captioner
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.sizes import ModelConfig
@@ -30,6 +34,8 @@ from xvlm_core.weights.folder import ModelInfo
 
 SELECTION = "CIDEr"
 NO_REFERENCE = "no reference caption"
+_TOKENS = "words of cleaned captions"
+_MOST_WORDS = 10_000
 
 
 def require_room(scoring: ScoringSection, prompt: Sequence[int], config: ModelConfig) -> None:
@@ -159,7 +165,10 @@ def _reference(item: CaptionItem) -> Prediction:
 
 
 def score(predictions: Sequence[Prediction], split: str) -> Scores:
-    """BLEU, ROUGE-L and CIDEr (where Java is found METEOR and SPICE, too) of all captions.
+    """CIDEr, BLEU-1 to 4 and ROUGE-L of all captions, by the scorers of the COCO caption tool.
+
+    Its tokeniser is a Java program; here tokens are the words of cleaned captions. Document
+    frequencies of CIDEr are those of the references of the split, as in the tool.
 
     Args:
         predictions: with ``id``, ``caption`` and ``references``.
@@ -169,13 +178,32 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
     assert len(unique) == len(predictions), "an id is predicted twice"
     if not predictions:
         return {}
-    # needs the tables of the tokeniser, which no other task reads
-    metrics = importlib.import_module("xvlm_core.metrics.caption")
-    found = metrics.score_captions(
-        {name: p["caption"] for name, p in unique.items()},
-        {name: p["references"] for name, p in unique.items()},
-    )
-    return {
-        name: Score(value, split, "COCO caption tool", len(predictions))
-        for name, value in found.values.items()
+    candidates = {name: [_words(p["caption"])] for name, p in unique.items()}
+    references = {name: [_words(r) for r in p["references"]] for name, p in unique.items()}
+    n = len(predictions)
+    cider, each = Cider().compute_score(references, candidates)
+    scores: Scores = {
+        SELECTION: Score(
+            float(cider),
+            split,
+            f"{_TOKENS}; document frequencies of this split",
+            n,
+            interval=interval(each, list(unique)),
+        )
     }
+    bleus, _ = Bleu(4).compute_score(references, candidates, verbose=0)
+    for order, value in enumerate(bleus, start=1):
+        scores[f"BLEU-{order}"] = Score(float(value), split, f"{_TOKENS}; of all captions", n)
+    rouge, each = Rouge().compute_score(references, candidates)
+    scores["ROUGE-L"] = Score(
+        float(rouge), split, _TOKENS, n, interval=interval(each, list(unique))
+    )
+    return scores
+
+
+def _words(caption: str) -> str:
+    """The words that are compared; a caption of none is empty."""
+    try:
+        return pre_caption(caption, _MOST_WORDS)
+    except EmptyTextError:
+        return ""
