@@ -35,8 +35,8 @@ Task = Annotated[
     str | None,
     typer.Argument(
         metavar="TASK",
-        help="A recipe: refcoco, refcoco+, refcocog, coco-retrieval, flickr30k, nlvr2, world ... "
-        "(xvlm ls recipes), or a YAML file.",
+        help="A recipe: refcoco, refcoco+, refcocog, coco-retrieval, flickr30k, nlvr2, vqa, "
+        "world ... (xvlm ls recipes), or a YAML file.",
         autocompletion=complete_finetune,
     ),
 ]

@@ -68,3 +68,13 @@ def test_what_is_not_known_is_not_claimed(heads: tuple[str, ...]) -> None:
     assert "## Scores\n\nNot recorded" in page
     assert "## Provenance\n\nNot recorded." in page
     assert ("xvlm predict" in page) == ("box" in heads)
+
+
+@pytest.mark.parametrize("answers", [("yes", "no"), ()])
+def test_the_page_of_a_model_that_answers_says_how_to_ask_it(answers: tuple[str, ...]) -> None:
+    config = bench_config().model_copy(update={"heads": (), "decoder_layers": 2})
+    info = INFO.model_copy(update={"task": "vqa", "config": config, "answers": answers})
+    page = model_card(info, None, "owner/name")
+    assert "xvlm predict vqa image.jpg" in page
+    assert ("--open" in page) == (not answers)
+    assert "xvlm finetune vqa --init owner/name" in page

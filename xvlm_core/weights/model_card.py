@@ -39,7 +39,11 @@ def model_card(info: ModelInfo, provenance: Provenance | None, name: str) -> str
 
 
 def _header(info: ModelInfo) -> str:
-    pipeline = {"grounding": "zero-shot-object-detection", "pretrain": "feature-extraction"}
+    pipeline = {
+        "grounding": "zero-shot-object-detection",
+        "pretrain": "feature-extraction",
+        "vqa": "visual-question-answering",
+    }
     fields = {
         "library_name": "xvlm",
         "pipeline_tag": pipeline.get(info.task),
@@ -62,7 +66,14 @@ def _use(info: ModelInfo, name: str) -> list[str]:
             'xvlm predict nlvr2 a.jpg b.jpg "both pictures contain a dog" '
             f"--checkpoint {name} --download"
         )
+    if info.task == "vqa":
+        lines.append(
+            'xvlm predict vqa image.jpg "what colour is the dog?" '
+            f"--checkpoint {name} --download" + ("" if info.answers else " --open")
+        )
     task = "nlvr2" if info.config.text.pictures == 2 else "refcoco+"
+    if info.config.decoder_layers:
+        task = "vqa"
     lines.append(f"xvlm finetune {task} --init {name} init.download=true")
     return ["```bash\n" + "\n".join(lines) + "\n```"]
 
