@@ -17,6 +17,8 @@ _EXAMPLES = {
     "pretrain": "xvlm pretrain --recipe 16m",
     "box_pretrain": "xvlm pretrain --recipe box, or init.checkpoint=newest-pretrain",
     "nlvr2_pretrain": "xvlm pretrain --recipe nlvr2, or init.checkpoint=newest-pretrain",
+    "caption_pretrain": "xvlm pretrain --recipe caption-lm, or init.checkpoint=newest-pretrain",
+    "captioning": "xvlm finetune caption",
 }
 """What makes a run of a task."""
 

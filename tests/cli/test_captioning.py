@@ -1,0 +1,79 @@
+"""From a pre-trained run to captions: language modelling, both stages, evaluation, predict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+@pytest.fixture(scope="session")
+def world_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``data`` with a small store ``world``."""
+    from xvlm_core.sources.prepare import prepare
+
+    root = tmp_path_factory.mktemp("data")
+    options = {"train": 8, "val": 4, "test": 0, "unseen": 0, "workers": 1, "size": 64}
+    prepare("world", root / "world", options, command="xvlm prepare-data world -o data/world")
+    return root
+
+
+def test_language_modelling_both_stages_evaluation_and_a_caption(
+    xvlm: Run, pretrained: Path, world_root: Path
+) -> None:
+    shutil.copytree(pretrained, "runs/pretrain-x")
+    more = (
+        f"data.root={world_root}", "data.workers=0", "data.images.batch_size=4", "--json",
+        "--max-steps", "2",
+    )  # fmt: skip
+    lm = xvlm("pretrain", "--recipe", "world-caption-lm", *more)
+    assert lm.code == 0, lm.err
+    assert "pretrain-x" in lm.err, "what it starts from is said"
+    assert any("0 are random" in n for n in lm.document()["result"]["first_weights"])
+
+    first = xvlm("finetune", "world-caption", *more, "train.evaluate_every=1")
+    assert first.code == 0, first.err
+    assert "caption_pretrain run" in first.err
+    result = first.document()["result"]
+    assert result["best"]["score"] == "CIDEr"
+    assert result["scores"]["CIDEr"]["n"] == 4
+    config = json.loads((Path(result["checkpoint"]) / "config.json").read_text())
+    assert (config["task"], config["prompt"]) == ("captioning", "a picture of ")
+
+    second = xvlm("finetune", "world-caption", *more, "captioning.stage=self_critical")
+    assert second.code == 0, second.err
+    assert "captioning run" in second.err
+    lines = (Path(second.document()["result"]["run"]) / "metrics.jsonl").read_text().splitlines()
+    train = [json.loads(line) for line in lines if '"train"' in line]
+    assert all({"reward", "baseline"} <= set(json.dumps(line).split('"')) for line in train)
+
+    done = xvlm("evaluate", "captioning", "--data", world_root / "world", "--json")
+    assert done.code == 0, done.err
+    found = done.document()["result"]
+    assert "CIDEr" in json.dumps(found["scores"])
+    saved = next(Path("runs").rglob("captioning*.jsonl"))
+    rows = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"world-val-{i:06d}" for i in range(4)]
+    words = ("evaluate", "captioning", "--data", world_root / "world", "--json")
+    again = xvlm(*words, "--predictions", saved)
+    assert again.code == 0, again.err
+    assert again.document()["result"]["scores"] == found["scores"]
+    saved.with_name("bad.jsonl").write_text('{"id": "world-val-000000", "caption": 3}\n')
+    bad = xvlm(*words[:-1], "--predictions", saved.with_name("bad.jsonl"))
+    assert "a caption that is not a text" in bad.refusal(4)
+
+    shutil.copy(next((world_root / "world").rglob("*.png")), "a.png")
+    answer = xvlm("predict", "caption", "a.png", "--json")
+    assert answer.code == 0, answer.err
+    assert "newest captioning run" in answer.document()["result"]["model"]["origin"]
+
+
+def test_the_second_stage_wants_a_first_one(xvlm: Run, world_root: Path) -> None:
+    words = ("finetune", "world-caption", f"data.root={world_root}")
+    said = xvlm(*words, "captioning.stage=self_critical").refusal(5)
+    assert "no captioning run" in said
+    assert "xvlm finetune caption" in said
