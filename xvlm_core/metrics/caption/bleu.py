@@ -77,4 +77,5 @@ def _from_statistics(table: Floats) -> Floats:
     scores: Floats = precisions ** (1 / np.arange(1, ORDER + 1))
     ratio = (length + _TINY) / (closest + _SMALL)
     penalty = np.array([math.exp(1 - 1 / r) if r < 1 else 1.0 for r in ratio])
-    return scores * penalty[:, None]
+    scores *= penalty[:, None]
+    return scores

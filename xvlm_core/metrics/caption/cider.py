@@ -165,9 +165,10 @@ def _similarity(candidate: _Vector, reference: _Vector, clipped: bool) -> float:
     """Sum over the orders of the cosine of the two captions' weights."""
     products = [0.0] * ORDER
     own, theirs = candidate.weights, reference.weights
-    for ngram in own.keys() & theirs.keys():
-        weight, other = own[ngram], theirs[ngram]
-        products[len(ngram) - 1] += (min(weight, other) if clipped else weight) * other
+    for ngram, weight in own.items():  # in the order of the words: sums are the same in each run
+        other = theirs.get(ngram)
+        if other is not None:
+            products[len(ngram) - 1] += (min(weight, other) if clipped else weight) * other
     total = 0.0
     for product, norm, other_norm in zip(products, candidate.norms, reference.norms, strict=True):
         if norm and other_norm:

@@ -59,7 +59,9 @@ class DocumentFrequencies:
             "format": _FORMAT,
             "version": _VERSION,
             "documents": self.documents,
-            "pictures_with": {" ".join(ngram): n for ngram, n in self.pictures_with.items()},
+            "pictures_with": {
+                " ".join(ngram): n for ngram, n in sorted(self.pictures_with.items())
+            },
         }
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:

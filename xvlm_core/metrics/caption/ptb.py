@@ -13,27 +13,8 @@ from functools import lru_cache
 
 from xvlm_core.metrics.caption.ptb_rules import RULES
 
-PUNCTUATION = frozenset(
-    [
-        "''",
-        "'",
-        "``",
-        "`",
-        "-LRB-",
-        "-RRB-",
-        "-LCB-",
-        "-RCB-",
-        ".",
-        "?",
-        "!",
-        ",",
-        ":",
-        "-",
-        "--",
-        "...",
-        ";",
-    ]
-)
+_SIGNS = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
+PUNCTUATION = frozenset(_SIGNS.split())
 """Tokens that do not count. Brackets are in lower case by then, so they do count."""
 
 # All rules at once: of each, its token in one group, and an empty group where it ends, with what

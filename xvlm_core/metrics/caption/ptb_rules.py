@@ -82,8 +82,8 @@ _TITLE = "(?:(?ai:{})|{})".format(
     _any(
         "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr"
         " drs elec ens ft gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms"
-        " msgr mt natl pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt supts"
-        " treas vs wm"
+        " msgr mt natl pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt"
+        " supts treas vs wm"
     ),
     "[mM][ft](?ai:g)",
 )
@@ -103,7 +103,7 @@ _FRACTION = rf"(?:{_DIGIT}{{1,4}}[- \u00A0])?{_DIGIT}{{1,4}}(?:\\?/|\u2044){_DIG
 _URL_REST = r"""[^ \t\n\f\r"<>|(){}]+[^ \u00A0\t\n\f\r"<>|.!?(){},-]"""
 _AT = r"""[^ \t\n\f\r"<>|().\u00A0{}]+"""
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
-_ATTRIBUTE = rf"""[ ]+{_NAME}(?:[ ]*=[ ]*(?:'[^'\r\n]*'|"[^"\r\n]*"|{_NAME}))?"""
+_ATTRIBUTE = rf"""[ ]+{_NAME}(?:[ ]*=[ ]*(?:'[^'\r\n]*'|"[^"\r\n]*"))?"""
 _TAG = rf"<(?:[!?][A-Za-z-][^>\r\n]*|{_NAME}(?:{_ATTRIBUTE})*[ ]*/?|/{_NAME})[ ]*>"
 _STARTER = _any(
     "A A(?ai:bout|ccording|dditionally|fter|n|s|t) B(?ai:ut) E(?ai:arlier) H(?ai:e|er|ere|owever)"
@@ -135,7 +135,7 @@ RULES: tuple[Rule, ...] = (
     Rule("(?ai:lem|gim)", "(?ai:me)"),
     Rule("'(?ai:t)", "(?ai:is|was)"),
     # markup and entities
-    Rule(_TAG, tidy={" ": "\u00a0", "\t": "\u00a0"}),
+    Rule(_TAG, tidy={" ": "\u00a0"}),
     Rule(r"&(?ai:MD|mdash|ndash);|[\u0096\u0097\u2013-\u2015]", written="--"),
     Rule("&amp;", written="&"),
     Rule("&(?ai:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);"),
