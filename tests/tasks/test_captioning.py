@@ -378,7 +378,7 @@ def test_figures_of_captions() -> None:
         assert figures["r"][name].n == 3
     assert set(figures["r"]) == {"CIDEr", "ROUGE-L", *(f"BLEU-{n}" for n in range(1, 5))}
     shouted = said("A red circle, and a blue square!", "Two green stars.", "a yellow triangle")
-    assert score(shouted, "val") == figures["r"], "words of cleaned captions are compared"
+    assert score(shouted, "val") == figures["r"], "tokens have no case and no punctuation"
     assert score([], "val") == {}
 
 

@@ -7,9 +7,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 from torch import nn
 
 from xvlm_core.config.schema import ScoringSection
@@ -19,12 +16,12 @@ from xvlm_core.data.caption_samples import prompt_ids
 from xvlm_core.data.images import PictureError, read_picture
 from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
-from xvlm_core.data.text import EmptyTextError, pre_caption
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import ConfigError
 from xvlm_core.inference.generate import Lengths, beam_search, greedy
 from xvlm_core.inference.writing import text_of
 from xvlm_core.metrics.bootstrap import interval
+from xvlm_core.metrics.caption.scores import score_captions
 from xvlm_core.models.captioner import Captioner
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.sizes import ModelConfig
@@ -34,8 +31,12 @@ from xvlm_core.weights.folder import ModelInfo
 
 SELECTION = "CIDEr"
 NO_REFERENCE = "no reference caption"
-_TOKENS = "words of cleaned captions"
-_MOST_WORDS = 10_000
+_METRICS = ("cider", "bleu", "rouge-l")
+_TOKENS = "tokens of the PTB tokeniser"
+_CONVENTIONS = {
+    SELECTION: f"CIDEr-D, {_TOKENS}, document frequencies of this split",
+    **{f"BLEU-{n}": f"of all captions together, {_TOKENS}" for n in range(1, 5)},
+}
 
 
 def require_room(scoring: ScoringSection, prompt: Sequence[int], config: ModelConfig) -> None:
@@ -165,10 +166,10 @@ def _reference(item: CaptionItem) -> Prediction:
 
 
 def score(predictions: Sequence[Prediction], split: str) -> Scores:
-    """CIDEr, BLEU-1 to 4 and ROUGE-L of all captions, by the scorers of the COCO caption tool.
+    """CIDEr, BLEU-1 to 4 and ROUGE-L of all captions, as the COCO caption evaluation has them.
 
-    Its tokeniser is a Java program; here tokens are the words of cleaned captions. Document
-    frequencies of CIDEr are those of the references of the split, as in the tool.
+    Document frequencies of CIDEr are those of the references of the split, as there. METEOR and
+    SPICE, which need Java, are not among them: see :mod:`xvlm_core.metrics.caption.scores`.
 
     Args:
         predictions: with ``id``, ``caption`` and ``references``.
@@ -178,32 +179,19 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
     assert len(unique) == len(predictions), "an id is predicted twice"
     if not predictions:
         return {}
-    candidates = {name: [_words(p["caption"])] for name, p in unique.items()}
-    references = {name: [_words(r) for r in p["references"]] for name, p in unique.items()}
-    n = len(predictions)
-    cider, each = Cider().compute_score(references, candidates)
-    scores: Scores = {
-        SELECTION: Score(
-            float(cider),
-            split,
-            f"{_TOKENS}; document frequencies of this split",
-            n,
-            interval=interval(each, list(unique)),
-        )
-    }
-    bleus, _ = Bleu(4).compute_score(references, candidates, verbose=0)
-    for order, value in enumerate(bleus, start=1):
-        scores[f"BLEU-{order}"] = Score(float(value), split, f"{_TOKENS}; of all captions", n)
-    rouge, each = Rouge().compute_score(references, candidates)
-    scores["ROUGE-L"] = Score(
-        float(rouge), split, _TOKENS, n, interval=interval(each, list(unique))
+    found = score_captions(
+        {name: p["caption"] for name, p in unique.items()},
+        {name: p["references"] for name, p in unique.items()},
+        _METRICS,
     )
+    scores: Scores = {}
+    for name in sorted(found.corpus, key=lambda name: name != SELECTION):
+        of_the_set = name.startswith("BLEU")  # no mean over pictures
+        scores[name] = Score(
+            found.corpus[name],
+            split,
+            _CONVENTIONS.get(name, _TOKENS),
+            len(unique),
+            interval=None if of_the_set else interval(found.each[name], list(found.image_ids)),
+        )
     return scores
-
-
-def _words(caption: str) -> str:
-    """The words that are compared; a caption of none is empty."""
-    try:
-        return pre_caption(caption, _MOST_WORDS)
-    except EmptyTextError:
-        return ""
