@@ -186,15 +186,17 @@ def brute_cider(candidates, references, documents, clipped):
 def test_cider_equals_brute_force(form):
     for case in (FEW[0], captions(6, 5)):
         candidates, references = split(case[0]), [split(own) for own in case[1]]
-        clipped = form == "cider-d"
-        expected = brute_cider(candidates, references, references, clipped)
-        np.testing.assert_allclose(
-            Cider(form=form).score_each(candidates, references), expected, atol=1e-12
-        )
         documents = [split(own) for own in captions(8, 6)[1]]
-        frozen = Cider(DocumentFrequencies.of(documents), form=form)
-        expected = brute_cider(candidates, references, documents, clipped)
-        np.testing.assert_allclose(frozen.score_each(candidates, references), expected, atol=1e-12)
+        for cider, counted in (
+            (Cider(form=form), references),
+            (Cider(DocumentFrequencies.of(documents), form=form), documents),
+        ):
+            expected = brute_cider(candidates, references, counted, form == "cider-d")
+            each = cider.score_each(candidates, references)
+            np.testing.assert_allclose(each, expected, atol=1e-12)
+            at_once = cider.score(candidates, references)
+            np.testing.assert_allclose(at_once.each, expected, atol=1e-12)
+            assert at_once.corpus == pytest.approx(np.mean(expected))
 
 
 def test_frozen_frequencies_make_a_caption_independent_of_the_others():
@@ -294,3 +296,5 @@ def test_a_file_that_holds_no_frequencies_is_refused(tmp_path: Path, content):
 def test_no_captions_have_no_scores():
     assert len(Cider().score_each([], [])) == 0
     assert RougeL().score([], []).corpus == 0
+    assert Cider().score([], []).corpus == 0
+    assert len(Bleu().score_each([], [])) == 0

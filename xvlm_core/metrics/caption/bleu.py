@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xvlm_core.metrics.caption.ngrams import ORDER, Counted, Floats, Ngram, Score, Tokens, count
+from xvlm_core.metrics.caption.ngrams import ORDER, Floats, Score, Tokens
+from xvlm_core.metrics.caption.table import Ints, NgramTable
 
 # pycocoevalcap's: keep a caption without any 4-gram from dividing by zero
 _TINY = 1e-15
@@ -24,9 +25,7 @@ class Bleu:
     """
 
     def score(
-        self,
-        candidates: Sequence[Tokens | Counted],
-        references: Sequence[Sequence[Tokens | Counted]],
+        self, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     ) -> tuple[Score, ...]:
         """BLEU-1, ..., BLEU-4, in [0, 1].
 
@@ -34,39 +33,42 @@ class Bleu:
             candidates: N captions.
             references: of each, at least one.
         """
-        rows = [
-            _statistics(count(candidate), [count(reference) for reference in own])
-            for candidate, own in zip(candidates, references, strict=True)
-        ]
-        table = np.array(rows, dtype=np.float64).reshape(-1, 2 + 2 * ORDER)
-        each = _from_statistics(table)
-        corpus = _from_statistics(table.sum(axis=0, keepdims=True))[0]
+        return self.score_table(NgramTable.of(candidates, references))
+
+    def score_table(self, table: NgramTable) -> tuple[Score, ...]:
+        """The same of captions that are counted already."""
+        statistics = _statistics(table)
+        each = _from_statistics(statistics)
+        corpus = _from_statistics(statistics.sum(axis=0, keepdims=True))[0]
         return tuple(Score(float(corpus[n]), each[:, n]) for n in range(ORDER))
 
     def score_each(
-        self,
-        candidates: Sequence[Tokens | Counted],
-        references: Sequence[Sequence[Tokens | Counted]],
+        self, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     ) -> Floats:
         """BLEU-4 of each caption alone, ``(N,)``: a reward."""
         return self.score(candidates, references)[-1].each
 
 
-def _statistics(candidate: Counted, references: Sequence[Counted]) -> list[int]:
+def _statistics(table: NgramTable) -> Floats:
     """Length, closest reference length, n-grams that are right and n-grams there are, by order."""
-    assert references, "a caption without references cannot be scored"
-    at_most: dict[Ngram, int] = {}
-    for reference in references:
-        for ngram in candidate.ngrams.keys() & reference.ngrams.keys():
-            there = reference.ngrams[ngram]
-            if there > at_most.get(ngram, 0):
-                at_most[ngram] = there
-    right = [0] * ORDER
-    for ngram, limit in at_most.items():
-        right[len(ngram) - 1] += min(limit, candidate.ngrams[ngram])
-    length = candidate.length
-    closest = min((abs(r.length - length), r.length) for r in references)[1]
-    return [length, closest, *right, *(max(0, length - n) for n in range(ORDER))]
+    length = table.length_C[: table.n]
+    right, there = [], []
+    for size, order in enumerate(table.orders, start=1):
+        most = np.zeros(order.n_own, dtype=np.int64)
+        hit = order.match >= 0
+        np.maximum.at(most, order.match[hit], order.times_E[order.n_own :][hit])
+        clipped = np.minimum(most, order.times_E[: order.n_own])
+        right.append(np.bincount(order.caption_E[: order.n_own], clipped, minlength=table.n))
+        there.append(np.maximum(0, length - size + 1))
+    columns = [length, _closest(table), *right, *there]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _closest(table: NgramTable) -> Ints:
+    """Of each candidate, the length of the reference that is nearest to its own."""
+    picture, length = table.picture_C[table.n :], table.length_C[table.n :]
+    order = np.lexsort((length, np.abs(length - table.length_C[picture]), picture))
+    return length[order[np.searchsorted(picture[order], np.arange(table.n))]]
 
 
 def _from_statistics(table: Floats) -> Floats:

@@ -63,7 +63,7 @@ def meteor(
     Args:
         candidates: N captions, their tokens joined by spaces.
         references: of each, likewise.
-        seconds: that it may take in all; None: two minutes and 50 ms a caption.
+        seconds: that it may take in all; None: ten minutes and 50 ms a caption.
 
     Raises:
         Unavailable: for whatever reason.
@@ -71,7 +71,7 @@ def meteor(
     folder = _package()
     if not (folder / "meteor" / "meteor-1.5.jar").is_file():
         raise Unavailable("the program of METEOR is missing in pycocoevalcap")
-    limit = 120 + 0.05 * len(candidates) if seconds is None else seconds
+    limit = 600 + 0.05 * len(candidates) if seconds is None else seconds
     scorer: Any = None
     late = threading.Event()
     try:

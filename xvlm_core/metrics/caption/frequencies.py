@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +38,25 @@ class DocumentFrequencies:
         Args:
             references: the references of each picture.
         """
-        found: dict[Ngram, int] = {}
+        found: Counter[Ngram] = Counter()
         documents = 0
         for own in references:
             documents += 1
-            for ngram in set().union(*(count(reference).ngrams for reference in own)):
-                found[ngram] = found.get(ngram, 0) + 1
+            found.update(set().union(*(times for text in own for times in count(text).ngrams)))
         return cls(documents, {ngram: n for ngram, n in found.items() if n > 1})
 
     def weight(self, ngram: Ngram) -> float:
         """Inverse document frequency: log of all pictures over those that have it."""
         return math.log(self.documents) - math.log(self.pictures_with.get(ngram, 1))
+
+    def weights(self) -> list[float]:
+        """Inverse document frequency of what n pictures have: log of all over those. From n = 1.
+
+        The first entry, for none, is that of 1, as for what one picture has.
+        """
+        every = math.log(self.documents) if self.documents else 0.0
+        highest = max(self.pictures_with.values(), default=1)
+        return [every - math.log(max(1, n)) for n in range(highest + 1)]
 
     def save(self, path: Path) -> None:
         """Write as JSON, at once or not at all.

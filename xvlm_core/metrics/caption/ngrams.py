@@ -25,28 +25,40 @@ class Counted:
     """A caption as the scorers see it.
 
     Attributes:
-        ngrams: how often each n-gram of 1 to ``ORDER`` words occurs.
+        ngrams: how often each n-gram occurs, of one word, two, ..., ``ORDER``.
         length: words.
     """
 
-    ngrams: dict[Ngram, int]
+    ngrams: tuple[dict[Ngram, int], ...]
     length: int
 
 
-def count(tokens: Tokens | Counted) -> Counted:
-    """The n-grams of a caption; what is counted already comes back as it is.
+def words_of(tokens: Tokens) -> list[str]:
+    """Words that n-grams are made of.
 
-    A token with a space in it (a phone number has one that does not break) counts as several words
-    here, as in pycocoevalcap.
+    A token with a space in it (a phone number has one that does not break) is several words here,
+    as in pycocoevalcap.
     """
+    return " ".join(tokens).split()
+
+
+def count(tokens: Tokens | Counted) -> Counted:
+    """The n-grams of a caption; what is counted already comes back as it is."""
     if isinstance(tokens, Counted):
         return tokens
-    words = " ".join(tokens).split()
-    ngrams: dict[Ngram, int] = {}
-    for n in range(1, ORDER + 1):
-        for ngram in zip(*(words[start:] for start in range(n)), strict=False):
-            ngrams[ngram] = ngrams.get(ngram, 0) + 1
-    return Counted(ngrams, len(words))
+    words = words_of(tokens)
+    tails = [words[start:] for start in range(ORDER)]
+    return Counted(tuple(_times(tails[:n], len(words)) for n in range(1, ORDER + 1)), len(words))
+
+
+def _times(tails: list[list[str]], length: int) -> dict[Ngram, int]:
+    """How often each row of words that stand side by side occurs."""
+    times: dict[Ngram, int] = dict.fromkeys(zip(*tails, strict=False), 1)
+    if len(times) <= length - len(tails):  # one comes twice
+        times.clear()
+        for ngram in zip(*tails, strict=False):
+            times[ngram] = times.get(ngram, 0) + 1
+    return times
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ _SCANNER = re.compile("".join(f"(?=({rule.token})(?:{rule.after})()|)" for rule 
 _WRITTEN = tuple(rule.written for rule in RULES)
 _TIDY = tuple(tuple(rule.tidy.items()) for rule in RULES)
 
-# Between spaces, what nothing behind the space can change (no digit, dot or the like that may begin
-# a longer token), and whatever ends the text: most words of captions, and few different ones.
+# Between spaces, what nothing behind the space can change: no digit, dot or the like that may begin
+# a longer token. And, at the end of the text, whatever there is.
 _APART = re.compile(r"[!-'*,/:;=-~-]+(?=[ \n](?:[!-~]|\Z))|[!-~]+(?=\n\Z)")
 _BEYOND = re.compile("[\U00010000-\U0010ffff]")
 
@@ -37,7 +37,15 @@ def tokenise(text: str) -> list[str]:
             as a carriage return, for the end of the caption and then mixes up all that follow.)
     """
     text += "\n"
-    if text.isascii() or max(text) <= "\uffff":
+    if text.isascii():
+        tokens: list[str] = []
+        for part in text.split(" "):
+            apart = _apart(part)
+            if apart is None:
+                return _scan(text)
+            tokens += apart
+        return tokens
+    if max(text) <= "\uffff":
         return _scan(text)
     # the reference sees two halves of what lies beyond the basic plane
     return [_whole(token) for token in _scan(_BEYOND.sub(_halved, text))]
@@ -59,6 +67,19 @@ def _scan(text: str) -> list[str]:
         after_blank = text[stop - 1] in " \n"
         place = stop
     return tokens
+
+
+@lru_cache(maxsize=1 << 16)
+def _apart(part: str) -> tuple[str, ...] | None:
+    """Tokens of a part between spaces; None: they depend on what stands behind it.
+
+    Captions have many words, few different ones, and hardly any that is not apart.
+    """
+    word = part.rstrip("\n")
+    if not word:
+        return ()
+    found = _APART.match(f"{part} ." if word == part else part)
+    return _alone(word) if found and found[0] == word else None
 
 
 @lru_cache(maxsize=1 << 16)

@@ -10,9 +10,10 @@ from xvlm_core.metrics.caption import external
 from xvlm_core.metrics.caption.bleu import Bleu
 from xvlm_core.metrics.caption.cider import Cider
 from xvlm_core.metrics.caption.frequencies import DocumentFrequencies
-from xvlm_core.metrics.caption.ngrams import Floats, Score, count
+from xvlm_core.metrics.caption.ngrams import Floats, Score
 from xvlm_core.metrics.caption.ptb import tokenise
 from xvlm_core.metrics.caption.rouge import RougeL
+from xvlm_core.metrics.caption.table import NgramTable
 
 METRICS = ("bleu", "meteor", "rouge-l", "cider", "spice")
 """What the COCO caption evaluation reports."""
@@ -76,8 +77,7 @@ def score_captions(
     ids = tuple(candidates)
     tokens = [tokenise(candidates[image]) for image in ids]
     other_tokens = [[tokenise(text) for text in references[image]] for image in ids]
-    counted = [count(own) for own in tokens]
-    others = [[count(text) for text in own] for own in other_tokens]
+    table = NgramTable.of(tokens, other_tokens)
 
     found: dict[str, Score] = {}
     skipped: dict[str, str] = {}
@@ -86,14 +86,14 @@ def score_captions(
         java = external.java_problem()
     for name in wanted:
         if name == "bleu":
-            for n, score in enumerate(Bleu().score(counted, others), start=1):
+            for n, score in enumerate(Bleu().score_table(table), start=1):
                 found[f"BLEU-{n}"] = score
         elif name == "rouge-l":
             found["ROUGE-L"] = RougeL().score(tokens, other_tokens)
         elif name == "cider":
-            found["CIDEr"] = Cider(frequencies).score(counted, others)
+            found["CIDEr"] = Cider(frequencies).score_table(table)
         elif name == "plain-cider":
-            found["plain CIDEr"] = Cider(frequencies, form="cider").score(counted, others)
+            found["plain CIDEr"] = Cider(frequencies, form="cider").score_table(table)
         else:
             title, score_by = _NEEDS_JAVA[name]
             try:
