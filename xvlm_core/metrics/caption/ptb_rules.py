@@ -62,7 +62,7 @@ _INITIALS = (
 )
 _FILE_ENDING = _any(
     "bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php"
-    " pl png ppt pptx ps py sql tar txt wav x xml zip"
+    " pl png ppt ps py sql tar txt wav x xml zip"
 )
 
 # What an abbreviation's dot belongs to. The first may also end a sentence: they demand two further
