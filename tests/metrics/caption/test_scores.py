@@ -133,7 +133,7 @@ def test_meteor_where_java_works():
         "b": ["two dogs running", "dogs run on grass"],
     }
     scores = score_captions({**CANDIDATES, "b": "two dogs run"}, references, ("meteor",))
-    # recorded from pycocoevalcap's own class
+    # as Java gave them when this was written
     assert scores.corpus["METEOR"] == pytest.approx(0.4512326328807551, abs=1e-12)
     assert scores.each["METEOR"] == pytest.approx([0.41089863, 0.82857143], abs=1e-8)
 
