@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
+from xvlm_cli.unreadable import raise_problems, read_in_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from xvlm_cli.predict import Request
     from xvlm_core.inference.writing import How
@@ -172,14 +173,13 @@ def _how(options: CaptionOptions) -> How:
 
 
 def _describe(paths: Sequence[Path], found: Any, request: Request, out: Output) -> None:
-    from xvlm_core.errors import DataError
     from xvlm_core.inference.writing import CaptionWriter
 
     writer = CaptionWriter.from_folder(found.folder, _how(request.captioning), request.device)
     progress = Progress(quiet=out.quiet)
     pictures: list[dict[str, Any]] = []
     problems: list[str] = []
-    for batch in _batches(paths, problems):
+    for batch in read_in_batches(paths, lambda path: path, _BATCH, problems):
         captions = writer.describe_many([image for _, image in batch], _BATCH)
         for (path, image), caption in zip(batch, captions, strict=True):
             size = {"width": image.width, "height": image.height}
@@ -198,32 +198,7 @@ def _describe(paths: Sequence[Path], found: Any, request: Request, out: Output) 
             },
             _lines(pictures, found),
         )
-    if problems:
-        which = f"{len(problems)} of {len(paths)} pictures" if len(paths) > 1 else "the picture"
-        raise DataError(
-            problems[0] if len(problems) == 1 else f"{which} cannot be used",
-            details=problems if len(problems) > 1 else (),
-            where=f"{len(pictures)} of {len(paths)} pictures were described",
-            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
-        )
-
-
-def _batches(paths: Sequence[Path], problems: list[str]) -> Iterator[list[tuple[Path, Any]]]:
-    """Pictures that can be read; the others go to ``problems``."""
-    from xvlm_core.data.images import PictureError, read_picture
-
-    batch: list[tuple[Path, Any]] = []
-    for path in paths:
-        try:
-            batch.append((path, read_picture(path)))
-        except PictureError as error:
-            problems.append(f"picture {path}: {error.reason}")
-            continue
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    raise_problems(problems, f"{len(pictures)} of {len(paths)} pictures were described")
 
 
 def _lines(pictures: Sequence[dict[str, Any]], found: Any) -> list[str]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
+from xvlm_cli.unreadable import raise_problems, read_in_batches
 from xvlm_core.decision import is_probable
 from xvlm_core.listing import some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from xvlm_cli.inputs import Item
@@ -61,7 +62,6 @@ def _ground(
     request: Request,
     out: Output,
 ) -> None:
-    from xvlm_core.errors import DataError
     from xvlm_core.inference.predictor import Predictor
     from xvlm_core.inference.reading import read_text
 
@@ -77,17 +77,18 @@ def _ground(
     cut: dict[str, str] = {}
     without: dict[str, list[Path]] = {}
     cold: list[str] = []
-    for batch in _batches(items, problems):
+    numbered = list(enumerate(items))
+    for batch in read_in_batches(numbered, lambda one: one[1].path, _BATCH, problems):
         boxes = None
         if index is not None:
-            boxes = [_boxes(index, item, image, without) for _, item, image in batch]
+            boxes = [_boxes(index, item, image, without) for (_, item), image in batch]
         answers = predictor.ground_many(
-            [(image, item.phrases) for _, item, image in batch],
+            [(image, item.phrases) for (_, item), image in batch],
             _BATCH,
             proposals=boxes,
             explain=request.explain,
         )
-        for (number, item, image), groundings in zip(batch, answers, strict=True):
+        for ((number, item), image), groundings in zip(batch, answers, strict=True):
             row: dict[str, Any] = {
                 "image": item.path,
                 "width": image.width,
@@ -137,14 +138,7 @@ def _ground(
             },
             _lines(pictures, found, predictor.layer),
         )
-    if problems:
-        which = f"{len(problems)} of {len(items)} pictures" if len(items) > 1 else "the picture"
-        raise DataError(
-            problems[0] if len(problems) == 1 else f"{which} cannot be used",
-            details=problems if len(problems) > 1 else (),
-            where=f"{len(pictures)} of {len(items)} pictures were answered",
-            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
-        )
+    raise_problems(problems, f"{len(pictures)} of {len(items)} pictures were answered")
 
 
 def _proposals(named: str) -> ProposalIndex:
@@ -185,24 +179,6 @@ def _boxes(index: ProposalIndex, item: Item, image: Any, without: dict[str, list
 def _is_cold(grounding: Any) -> bool:
     score = grounding.proposal_score
     return grounding.found_by == "no heat" or (score is not None and score <= 0)
-
-
-def _batches(items: Sequence[Item], problems: list[str]) -> Iterator[list[tuple[int, Item, Any]]]:
-    """Numbered items with their pictures; those that cannot be read go to ``problems``."""
-    from xvlm_core.data.images import PictureError, read_picture
-
-    batch: list[tuple[int, Item, Any]] = []
-    for number, item in enumerate(items):
-        try:
-            batch.append((number, item, read_picture(item.path)))
-        except PictureError as error:
-            problems.append(f"picture {item.path}: {error.reason}")
-            continue
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _write(

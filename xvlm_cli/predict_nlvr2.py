@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
+from xvlm_cli.unreadable import raise_problems
 from xvlm_core.listing import some
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def run(request: Request, out: Output) -> None:
 def _judge(
     pairs: Sequence[Pair], targets: Sequence[Path], found: Any, device: str, out: Output
 ) -> None:
-    from xvlm_core.errors import DataError
     from xvlm_core.inference.pair_judge import PairJudge
     from xvlm_core.inference.reading import read_text
 
@@ -91,14 +91,7 @@ def _judge(
             {"task": "nlvr2", "model": model, "pairs": answered, "failed": problems},
             _lines(answered, found),
         )
-    if problems:
-        which = f"{len(problems)} of {len(pairs)} pairs" if len(pairs) > 1 else "the pair"
-        raise DataError(
-            problems[0] if len(problems) == 1 else f"{which} cannot be judged",
-            details=problems if len(problems) > 1 else (),
-            where=f"{len(answered)} of {len(pairs)} pairs were answered",
-            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
-        )
+    raise_problems(problems, f"{len(answered)} of {len(pairs)} pairs were answered", "pairs")
 
 
 def _batches(pairs: Sequence[Pair], problems: list[str]) -> Iterator[list[_Shown]]:

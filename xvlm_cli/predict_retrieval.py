@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table, writing
 from xvlm_cli.progress import Progress
+from xvlm_cli.unreadable import raise_problems
 from xvlm_core.listing import some
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _search(
         _lines_of_texts(queries, index_row, found),
     )
     problems = [*collection.scanned.problems, *updated.problems, *searched.problems]
-    _raise_problems(problems, f"{n_pictures} pictures were searched")
+    raise_problems(problems, f"{n_pictures} pictures were searched")
 
 
 def _collection(root: Path, model: Path, request: Request, out: Output) -> _Collection:
@@ -298,7 +299,7 @@ def _rank(asked: Asked, found: Any, request: Request, out: Output, *, region: bo
             },
             _lines_of_pictures(pictures, found),
         )
-    _raise_problems(ranked.problems, f"{len(pictures)} of {len(items)} pictures were answered")
+    raise_problems(ranked.problems, f"{len(pictures)} of {len(items)} pictures were answered")
 
 
 def _picture(item: Item, matches: Sequence[Match], read: dict[str, ReadText]) -> dict[str, Any]:
@@ -398,16 +399,3 @@ def _warn_of(texts: Sequence[ReadText], out: Output) -> None:
     for text in texts:
         if text.cut:
             out.warn(f"a text is too long: of {text.given[:40]!r}... only {text.read_as!r} is read")
-
-
-def _raise_problems(problems: Sequence[str], where: str) -> None:
-    """What could not be read, after the others were answered."""
-    from xvlm_core.errors import DataError
-
-    if problems:
-        raise DataError(
-            problems[0] if len(problems) == 1 else f"{len(problems)} pictures cannot be used",
-            details=problems if len(problems) > 1 else (),
-            where=where,
-            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
-        )

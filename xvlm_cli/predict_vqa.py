@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from xvlm_cli.json_lines import read_all
 from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
+from xvlm_cli.unreadable import raise_problems, read_in_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from xvlm_cli.inputs import Item
     from xvlm_cli.predict import Request
@@ -51,7 +52,6 @@ def run(request: Request, out: Output) -> None:
 
 
 def _answer(items: Sequence[Item], answerer: Answerer, found: Any, top: int, out: Output) -> None:
-    from xvlm_core.errors import DataError
     from xvlm_core.inference.reading import read_text
 
     read = read_all(
@@ -61,7 +61,7 @@ def _answer(items: Sequence[Item], answerer: Answerer, found: Any, top: int, out
     progress = Progress(quiet=out.quiet)
     answered: list[dict[str, Any]] = []
     problems: list[str] = []
-    for batch in _batches(items, problems):
+    for batch in read_in_batches(items, lambda item: item.path, _BATCH, problems):
         asked = [(image, item.phrases) for item, image in batch]
         for (item, _), answers in zip(batch, answerer.answer_many(asked, top), strict=True):
             answered.append({"image": item.path, "questions": [a.to_json() for a in answers]})
@@ -81,32 +81,7 @@ def _answer(items: Sequence[Item], answerer: Answerer, found: Any, top: int, out
             {"task": "vqa", "model": model, "images": answered, "failed": problems},
             _lines(answered, found),
         )
-    if problems:
-        which = f"{len(problems)} of {len(items)} pictures" if len(items) > 1 else "the picture"
-        raise DataError(
-            problems[0] if len(problems) == 1 else f"{which} cannot be read",
-            details=problems if len(problems) > 1 else (),
-            where=f"{len(answered)} of {len(items)} pictures were answered",
-            try_="files that a picture viewer opens (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)",
-        )
-
-
-def _batches(items: Sequence[Item], problems: list[str]) -> Iterator[list[tuple[Item, Any]]]:
-    """Inputs with their pictures; those that cannot be read go to ``problems``."""
-    from xvlm_core.data.images import PictureError, read_picture
-
-    batch: list[tuple[Item, Any]] = []
-    for item in items:
-        try:
-            batch.append((item, read_picture(item.path)))
-        except PictureError as error:
-            problems.append(f"picture {item.path}: {error.reason}")
-            continue
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    raise_problems(problems, f"{len(answered)} of {len(items)} pictures were answered")
 
 
 def _lines(answered: Sequence[dict[str, Any]], found: Any) -> list[str]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from xvlm_core.errors import CheckpointError, UsageError
+from xvlm_core.errors import CheckpointError
 from xvlm_core.inference.answer_ranking import Candidates, rank_answers
 from xvlm_core.inference.answer_writing import write_answers
 from xvlm_core.inference.reading import (
     Picture,
     ReadText,
     device_of,
+    in_batches,
+    listed,
     model_pixels,
     read_text,
     upright_rgb,
@@ -177,7 +178,7 @@ class Answerer:
         """
         return [
             answers
-            for batch in _in_batches(asked, batch_size)
+            for batch in in_batches(asked, batch_size)
             for answers in self._answer_batch(batch, top)
         ]
 
@@ -186,7 +187,7 @@ class Answerer:
         read = [
             (picture, read_text(question, self.tokenizer, self.info))
             for picture, (_, questions) in enumerate(batch)
-            for question in _listed(questions)
+            for question in listed(questions, "questions")
         ]
         out: list[list[Answered]] = [[] for _ in batch]
         if not read:
@@ -220,18 +221,3 @@ class Answerer:
 
 def _answered(text: ReadText, answers: tuple[RankedAnswer, ...]) -> Answered:
     return Answered(text.given, answers, text.read_as, text.unknown_words, text.cut)
-
-
-def _listed(questions: Sequence[str]) -> Sequence[str]:
-    if isinstance(questions, str):
-        raise UsageError(
-            f"questions must be a list, not the single text {questions[:40]!r}",
-            try_=f"[{questions[:40]!r}]",
-        )
-    return questions
-
-
-def _in_batches(asked: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
-    each = iter(asked)
-    while batch := list(islice(each, size)):
-        yield batch

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xvlm_core.decision import is_probable
-from xvlm_core.errors import CheckpointError, UsageError
+from xvlm_core.errors import CheckpointError
 from xvlm_core.inference.reading import (
     Picture,
     ReadText,
     device_of,
+    in_batches,
+    listed,
     model_pixels,
     read_text,
     upright_rgb,
@@ -145,11 +146,9 @@ class PairJudge:
             DataError: a picture cannot be read.
             UsageError: nothing is left of a statement after cleaning.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch size {batch_size} is below 1", try_="--batch-size 16")
         return [
             answers
-            for batch in _in_batches(questions, batch_size)
+            for batch in in_batches(questions, batch_size)
             for answers in self._judge_batch(batch)
         ]
 
@@ -158,7 +157,7 @@ class PairJudge:
         asked = [
             _Asked(pair, read_text(statement, self.tokenizer, self.info))
             for pair, (_, _, statements) in enumerate(batch)
-            for statement in _listed(statements)
+            for statement in listed(statements, "statements")
         ]
         answers: list[list[Judgement]] = [[] for _ in batch]
         if not asked:
@@ -200,18 +199,3 @@ class _Shown:
             self._numbers[key] = len(self.pixels)
             self.pixels.append(model_pixels(upright_rgb(picture), self.side))
         return self._numbers[key]
-
-
-def _listed(statements: Sequence[str]) -> Sequence[str]:
-    if isinstance(statements, str):
-        raise UsageError(
-            f"statements must be a list, not the single text {statements[:40]!r}",
-            try_=f"[{statements[:40]!r}]",
-        )
-    return statements
-
-
-def _in_batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
-    each = iter(questions)
-    while batch := list(islice(each, size)):
-        yield batch

@@ -5,7 +5,7 @@ The command line, the web page and Python all call this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from xvlm_core.data.boxes import clip_box_xyxy_px
-from xvlm_core.errors import CheckpointError, UsageError
+from xvlm_core.errors import CheckpointError
 from xvlm_core.inference.heat_answers import FoundBy, Heat, Place, WordSpan, answer
 from xvlm_core.inference.heatmap import cam_layer
 from xvlm_core.inference.proposals import usable
@@ -23,6 +23,8 @@ from xvlm_core.inference.reading import (
     Picture,
     ReadText,
     device_of,
+    in_batches,
+    listed,
     model_pixels,
     read_text,
     upright_rgb,
@@ -202,10 +204,8 @@ class Predictor:
             DataError: a picture cannot be read.
             UsageError: nothing is left of a phrase after cleaning.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch size {batch_size} is below 1", try_="--batch-size 16")
         answers: list[list[Grounding]] = []
-        for batch in _in_batches(items, batch_size):
+        for batch in in_batches(items, batch_size):
             some = proposals and proposals[len(answers) : len(answers) + len(batch)]
             answers += self._ground_batch(batch, some or [None] * len(batch), explain)
         return answers
@@ -219,7 +219,7 @@ class Predictor:
         questions = [
             self._question(number, phrase)
             for number, (_, phrases) in enumerate(batch)
-            for phrase in _listed(phrases)
+            for phrase in listed(phrases, "phrases")
         ]
         pictures = [
             self._prepare(image, boxes) for (image, _), boxes in zip(batch, proposals, strict=True)
@@ -295,28 +295,6 @@ class Predictor:
 
 def _place(question: _Question, picture: _Prepared) -> Place:
     return Place(picture.width, picture.height, picture.proposals_xyxy_px, question.words)
-
-
-def _listed(phrases: Sequence[str]) -> Sequence[str]:
-    if isinstance(phrases, str):
-        raise UsageError(
-            f"phrases must be a list, not the single text {phrases[:40]!r}",
-            try_=f"[{phrases[:40]!r}]",
-        )
-    return phrases
-
-
-def _in_batches(
-    items: Iterable[tuple[Picture, Sequence[str]]], size: int
-) -> Iterator[list[tuple[Picture, Sequence[str]]]]:
-    batch: list[tuple[Picture, Sequence[str]]] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _box(box_xyxy_px: NDArray[np.float64]) -> BoxXYXY:

@@ -6,8 +6,11 @@ Everything that answers reads its questions here, so that a picture or a text me
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from xvlm_core.weights.folder import ModelInfo
 
 Picture = Image.Image | Path | str
 """A file, or a Pillow image of any mode."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,36 @@ class ReadText:
     ids: tuple[int, ...]
     unknown_words: tuple[str, ...]
     cut: bool
+
+
+def in_batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """As many at once as are wanted; the last batch may be smaller.
+
+    Raises:
+        UsageError: the size is below 1.
+    """
+    if size < 1:
+        raise UsageError(f"batch size {size} is below 1", try_="--batch-size 16")
+    each = iter(items)
+    while batch := list(islice(each, size)):
+        yield batch
+
+
+def listed(texts: Sequence[str], what: str) -> Sequence[str]:
+    """The same texts, unless they are one: its letters would be asked about.
+
+    Args:
+        texts: phrases, questions, statements.
+        what: they are.
+
+    Raises:
+        UsageError: a single text.
+    """
+    if isinstance(texts, str):
+        raise UsageError(
+            f"{what} must be a list, not the single text {texts[:40]!r}", try_=f"[{texts[:40]!r}]"
+        )
+    return texts
 
 
 def read_text(text: str, tokenizer: Tokenizer, info: ModelInfo) -> ReadText:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,13 @@ from xvlm_core.data.caption_samples import prompt_ids
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import CheckpointError, UsageError
 from xvlm_core.inference.generate import Lengths, Sampling, Written, beam_search, greedy, sample
-from xvlm_core.inference.reading import Picture, device_of, model_pixels, upright_rgb
+from xvlm_core.inference.reading import (
+    Picture,
+    device_of,
+    in_batches,
+    model_pixels,
+    upright_rgb,
+)
 from xvlm_core.models.captioner import Captioner
 from xvlm_core.weights.folder import LoadedModel, load_model_folder
 
@@ -144,10 +149,8 @@ class CaptionWriter:
         Raises:
             DataError: a picture cannot be read.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch size {batch_size} is below 1", try_="--batch-size 16")
         return [
-            caption for batch in _in_batches(pictures, batch_size) for caption in self._batch(batch)
+            caption for batch in in_batches(pictures, batch_size) for caption in self._batch(batch)
         ]
 
     @torch.inference_mode()
@@ -174,9 +177,3 @@ class CaptionWriter:
             Caption(text_of(one, self.tokenizer, len(self.prompt)), one.score) for one in row
         )
         return Caption(best.text, best.log_probability, tuple(others))
-
-
-def _in_batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    each = iter(pictures)
-    while batch := list(islice(each, size)):
-        yield batch
