@@ -25,7 +25,7 @@ from xvlm_core.errors import ConfigError
 from xvlm_core.models.captioner import Captioner
 from xvlm_core.models.sizes import Head, ModelConfig
 from xvlm_core.objectives.language_modeling import language_modeling_loss, next_tokens
-from xvlm_core.tasks.base import Batch, Evaluation, Losses, Moment
+from xvlm_core.tasks.base import Batch, Losses, Moment
 from xvlm_core.tasks.building import model_shape, sample_settings
 from xvlm_core.tasks.recipe_task import RecipeTask, SamplesOf
 
@@ -136,10 +136,6 @@ class CaptionPretrainTask(RecipeTask):
         if self.recipe.compat == "official":
             size = float(size > 0)
         return {name: size for name in self.loss_weights(moment)}
-
-    def open_evaluation(self) -> Evaluation:
-        """Never asked for: a recipe with validation is refused."""
-        raise AssertionError("caption_pretrain has no validation")
 
 
 def require_images(recipe: Recipe, task: str, unread: tuple[str, ...]) -> None:

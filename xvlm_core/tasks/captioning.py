@@ -34,6 +34,7 @@ class CaptioningTask(CaptionPretrainTask):
     name = "captioning"
     about = "fine-tuned to write captions"
     loss_names = ("language_modeling",)
+    asks = CaptioningEvaluation
     crop_scale = (0.5, 1.0)
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
@@ -145,14 +146,3 @@ class CaptioningTask(CaptionPretrainTask):
         if not self.draws:
             return super().sizes(batch, moment)
         return {name: float(batch.n_pictures) for name in self.loss_weights(moment)}
-
-    def open_evaluation(self) -> CaptioningEvaluation:
-        """Every picture of the validation stores."""
-        return CaptioningEvaluation.of_model(
-            self.validation_stores,
-            self.recipe.data.validation_split,
-            self.tokenizer,
-            self.info(),
-            scoring=self.recipe.scoring,
-            limit=self.recipe.data.validation_limit,
-        )

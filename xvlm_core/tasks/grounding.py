@@ -36,6 +36,7 @@ class GroundingTask(RecipeTask):
     about = "fine-tuned for grounding"
     heads = HEADS
     loss_names = LOSSES
+    asks = GroundingEvaluation
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         if recipe.data.regions is None:
@@ -103,13 +104,3 @@ class GroundingTask(RecipeTask):
         sizes = {"box_l1": present, "box_giou": present, "matching": float(len(batch.present_B))}
         weights = self.loss_weights(moment)
         return {name: size for name, size in sizes.items() if name in weights}
-
-    def open_evaluation(self) -> GroundingEvaluation:
-        """Every phrase of the validation stores."""
-        return GroundingEvaluation.of_model(
-            self.validation_stores,
-            self.recipe.data.validation_split,
-            self.tokenizer,
-            self.info(),
-            limit=self.recipe.data.validation_limit,
-        )

@@ -45,6 +45,7 @@ class Nlvr2Task(RecipeTask):
     about = "fine-tuned for statements about two pictures (NLVR2)"
     heads: tuple[Head, ...] = ("statement",)
     loss_names = ("statement",)
+    asks = Nlvr2Evaluation
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         if recipe.data.pairs is None:
@@ -98,13 +99,3 @@ class Nlvr2Task(RecipeTask):
         """Statements."""
         assert isinstance(batch, PairBatch)
         return {name: float(len(batch.label_B)) for name in self.loss_weights(moment)}
-
-    def open_evaluation(self) -> Nlvr2Evaluation:
-        """Every statement of the validation stores."""
-        return Nlvr2Evaluation.of_model(
-            self.validation_stores,
-            self.recipe.data.validation_split,
-            self.tokenizer,
-            self.info(),
-            limit=self.recipe.data.validation_limit,
-        )

@@ -23,7 +23,7 @@ from xvlm_core.objectives.pair_assignment import (
     assignment_weights,
     draw_assignment,
 )
-from xvlm_core.tasks.base import Batch, Evaluation, Losses, Moment
+from xvlm_core.tasks.base import Batch, Losses, Moment
 from xvlm_core.tasks.nlvr2 import shape_of_pairs
 from xvlm_core.tasks.recipe_task import RecipeTask, SamplesOf
 
@@ -118,7 +118,3 @@ class Nlvr2PretrainTask(RecipeTask):
         assert isinstance(batch, PretrainBatch)
         size = float((~batch.excluded_BB.all(1)).sum())
         return {name: size for name in self.loss_weights(moment)}
-
-    def open_evaluation(self) -> Evaluation:
-        """Never asked for: a recipe with validation is refused."""
-        raise AssertionError("nlvr2_pretrain has no validation")

@@ -30,6 +30,7 @@ class PretrainTask(RecipeTask):
     about = "pre-trained"
     heads = ALL_HEADS
     loss_names = ("contrastive", "matching", "masked_lm", "box_l1", "box_giou")
+    asks = GroundingEvaluation
 
     def feed(self) -> PretrainFeed:
         """Pictures with captions and pictures with regions, mixed as the recipe says."""
@@ -140,16 +141,6 @@ class PretrainTask(RecipeTask):
             masked_lm="masked_lm" in weights,
             box=bool({"box_l1", "box_giou"} & set(weights)),
             hard_negatives=self.recipe.losses.matching.negatives,
-        )
-
-    def open_evaluation(self) -> GroundingEvaluation:
-        """Every phrase of the validation stores."""
-        return GroundingEvaluation.of_model(
-            self.validation_stores,
-            self.recipe.data.validation_split,
-            self.tokenizer,
-            self.info(),
-            limit=self.recipe.data.validation_limit,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from xvlm_core.tasks.building import (
     token_limit,
     tokenizer_of,
 )
+from xvlm_core.tasks.store_evaluation import StoreEvaluation
 from xvlm_core.weights import official as official_weights
 from xvlm_core.weights.folder import ModelInfo, load_weights, save_model_folder
 
@@ -60,6 +61,7 @@ class RecipeTask(ABC):
         about: what its models are, for people.
         heads: that its model carries.
         loss_names: the sections of ``losses`` that it has a use for.
+        asks: how validation stores are asked about; None: the task has no validation.
         notes: what is worth saying once the model is built.
         first_weights: once it is built, every tensor by name: as in a file, resized, or random.
     """
@@ -68,6 +70,7 @@ class RecipeTask(ABC):
     about: str
     heads: tuple[Head, ...]
     loss_names: tuple[str, ...]
+    asks: ClassVar[type[StoreEvaluation] | None] = None
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         self.recipe = recipe
@@ -186,9 +189,17 @@ class RecipeTask(ABC):
 
     # ------------------------------------------------------------------ validation
 
-    @abstractmethod
     def open_evaluation(self) -> Evaluation:
-        """How the validation stores are asked; called where there are any."""
+        """Every item of the validation stores; called where there are any."""
+        assert self.asks is not None, "a recipe of this task with validation stores is refused"
+        return self.asks.of_model(
+            self.validation_stores,
+            self.recipe.data.validation_split,
+            self.tokenizer,
+            self.info(),
+            scoring=self.recipe.scoring,
+            limit=self.recipe.data.validation_limit,
+        )
 
     def validation(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """A rank's share of the validation stores, each item once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from xvlm_core.tasks.pretrain_forward import (
 )
 from xvlm_core.tasks.recipe_task import RecipeTask, SamplesOf
 from xvlm_core.tasks.retrieval_eval import RetrievalEvaluation
+from xvlm_core.tasks.store_evaluation import StoreEvaluation
 
 HEADS: tuple[Head, ...] = ("contrastive", "matching")
 
@@ -65,6 +67,7 @@ class RetrievalTask(RecipeTask):
     about = "fine-tuned for image-text retrieval"
     heads = HEADS
     loss_names = ("contrastive", "matching")
+    asks: ClassVar[type[StoreEvaluation] | None] = RetrievalEvaluation
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         if recipe.data.images is None:
@@ -157,15 +160,4 @@ class RetrievalTask(RecipeTask):
             masked_lm=False,
             box=False,
             hard_negatives=self.recipe.losses.matching.negatives,
-        )
-
-    def open_evaluation(self) -> RetrievalEvaluation:
-        """Every picture and every caption of the validation stores."""
-        return RetrievalEvaluation.of_model(
-            self.validation_stores,
-            self.recipe.data.validation_split,
-            self.tokenizer,
-            self.info(),
-            scoring=self.recipe.scoring,
-            limit=self.recipe.data.validation_limit,
         )

@@ -31,6 +31,7 @@ class VqaTask(RecipeTask):
     about = "fine-tuned for questions about pictures (VQA)"
     heads: tuple[Head, ...] = ()
     loss_names = ("answer",)
+    asks = VqaEvaluation
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         if recipe.data.questions is None:
@@ -117,14 +118,3 @@ class VqaTask(RecipeTask):
         assert isinstance(batch, QuestionBatch)
         n = float(batch.texts.packing.n_texts)
         return {name: n for name in self.loss_weights(moment)}
-
-    def open_evaluation(self) -> VqaEvaluation:
-        """Every question of the validation stores."""
-        return VqaEvaluation.of_model(
-            self.validation_stores,
-            self.recipe.data.validation_split,
-            self.tokenizer,
-            self.info(),
-            scoring=self.recipe.scoring,
-            limit=self.recipe.data.validation_limit,
-        )

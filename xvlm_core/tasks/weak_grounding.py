@@ -46,6 +46,7 @@ class WeakGroundingTask(RetrievalTask):
 
     name = "weak_grounding"
     about = "fine-tuned for grounding without boxes"
+    asks = WeakGroundingEvaluation
 
     def __init__(self, recipe: Recipe, start_from: Path | None = None) -> None:
         regions = recipe.data.regions
@@ -85,8 +86,8 @@ class WeakGroundingTask(RetrievalTask):
         official = self.recipe.compat == "official"
         return [(retrieval_batch(made, compat_official=official), 1.0)]
 
-    def open_evaluation(self) -> WeakGroundingEvaluation:  # type: ignore[override]
-        """Every phrase of the validation stores, answered from heat maps."""
+    def open_evaluation(self) -> WeakGroundingEvaluation:
+        """Every phrase of the validation stores; stores of proposals lie where the recipe says."""
         recipe = self.recipe
         return WeakGroundingEvaluation.of_model(
             self.validation_stores,
