@@ -281,6 +281,8 @@ def test_the_gradient_is_that_of_the_written_down_loss(root: Path) -> None:
     expected.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
+        if name.endswith("key.bias"):  # a softmax is blind to it: what is there is rounding
+            continue
         gap = (got[name] - parameter.grad).abs().max()
         assert gap <= 1e-4 * max(1e-3, parameter.grad.abs().max()), name
 
