@@ -112,6 +112,13 @@ def evaluate(
             "are hidden it is written unasked).",
         ),
     ] = False,
+    java: Annotated[
+        bool,
+        typer.Option(
+            "--java/--no-java",
+            help="captioning: METEOR and SPICE, too, where Java and pycocoevalcap are there.",
+        ),
+    ] = True,
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
     json_document: JsonOption = False,
@@ -144,6 +151,7 @@ def evaluate(
         overwrite=overwrite,
         dry_run=dry_run,
         server_file=server_file,
+        java=java,
     )
     place = place_of(os.environ)
     with _one_voice(place, out) as own:
@@ -289,11 +297,13 @@ def _report(
     files: PredictionFiles,
     out: Output,
 ) -> None:
+    from xvlm_cli import evaluate_answers
     from xvlm_cli import evaluate_report as report
     from xvlm_cli.evaluate_server import write_server_files
 
     _require_items(asked, answered)
     paths = report.write(files, answered, out)
+    answered = evaluate_answers.with_extra_scores(request, asked, answered, out)
     server = write_server_files(asked.task, paths, answered, wanted=request.server_file)
     temperature = _temperature(asked, answered)
     origin = found.origin if found is not None else f"predictions of {request.predictions}"
@@ -328,7 +338,7 @@ def _report(
         value["splits"][split] = report.split_value(answered[split], compared, presence, path)
         text += ["", f"data: {asked.data}, split {split}", ""]
         if answered[split].scores:
-            text += report.split_lines(compared, presence, path)
+            text += report.split_lines(answered[split], compared, presence, path)
         else:
             text += [f"{len(answered[split].predictions):,} answers; what is right is not told"]
         if split in server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -77,6 +78,30 @@ def of_model(
             )
     progress.close()
     return answered
+
+
+def with_extra_scores(
+    request: Request, asked: Asked, answered: Mapping[str, Answered], out: Output
+) -> dict[str, Answered]:
+    """The same answers with the scores that are taken only here, where the task has such ones.
+
+    Predictions are on disk before: these may take minutes, and may be interrupted.
+    """
+    from xvlm_core.tasks.evaluations import evaluation_class
+
+    kind: Any = evaluation_class(asked.task)
+    if not request.java or not hasattr(kind, "extra_scores"):
+        return dict(answered)
+    more = {}
+    for split, found in answered.items():
+        more[split] = found
+        if split in asked.splits and found.scores:
+            out.note(f"{split}: {kind.EXTRA}")
+            extra = kind.extra_scores(found.predictions, split)
+            more[split] = dataclasses.replace(
+                found, scores={**found.scores, **extra.scores}, skipped=extra.skipped
+            )
+    return more
 
 
 def device_of(name: str, place: Place) -> torch.device:

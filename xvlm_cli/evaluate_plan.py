@@ -48,6 +48,7 @@ class Request:
     overwrite: bool
     dry_run: bool
     server_file: bool = False
+    java: bool = True
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Answered:
         predictions: the answers with what they are compared with.
         missing: ids without an answer, counted as wrong.
         examples: names of some of the dropped, by reason.
+        skipped: by name of a score, why it was not taken.
     """
 
     scores: Scores
@@ -41,6 +42,7 @@ class Answered:
     predictions: Sequence[Prediction]
     missing: Sequence[str] = ()
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def split_value(
         "dropped": dict(answered.dropped),
         "dropped_examples": {reason: list(names) for reason, names in answered.examples.items()},
         "missing": list(answered.missing),
+        "skipped": dict(answered.skipped),
         "predictions": path,
         "presence": None if presence is None else dataclasses.asdict(presence),
         "differences_from_the_paper": compared.differences,
@@ -182,7 +185,10 @@ def split_value(
 
 
 def split_lines(
-    compared: Comparison, presence: PresenceReport | None, path: Path | None
+    answered: Answered,
+    compared: Comparison,
+    presence: PresenceReport | None,
+    path: Path | None,
 ) -> list[str]:
     """A split for people."""
     has_paper = any(score.reference for score in compared.scores.values())
@@ -199,6 +205,7 @@ def split_lines(
         for name, score in compared.scores.items()
     ]
     lines = table(header, rows)
+    lines += [f"{name} was skipped: {reason}" for name, reason in answered.skipped.items()]
     lines += [f"differs from the paper: {text}" for text in compared.differences]
     if presence is not None:
         lines += ["", *_presence_lines(presence)]

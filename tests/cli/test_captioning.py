@@ -23,7 +23,7 @@ def world_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_language_modelling_both_stages_evaluation_and_a_caption(
-    xvlm: Run, pretrained: Path, world_root: Path
+    xvlm: Run, pretrained: Path, world_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(pretrained, "runs/pretrain-x")
     more = (
@@ -51,17 +51,25 @@ def test_language_modelling_both_stages_evaluation_and_a_caption(
     train = [json.loads(line) for line in lines if '"train"' in line]
     assert all({"reward", "baseline"} <= set(json.dumps(line).split('"')) for line in train)
 
-    done = xvlm("evaluate", "captioning", "--data", world_root / "world", "--json")
+    broken = Path("bin/java")
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(broken.parent.resolve()))
+    words = ("evaluate", "captioning", "--data", world_root / "world", "--json")
+    done = xvlm(*words)
     assert done.code == 0, done.err
     found = done.document()["result"]
-    assert "CIDEr" in json.dumps(found["scores"])
+    assert found["scores"]["CIDEr"]["n"] == 4
+    assert set(found["skipped"]) == {"METEOR", "SPICE"}, "and the others are kept"
+    assert all("java is broken" in reason for reason in found["skipped"].values())
     saved = next(Path("runs").rglob("captioning*.jsonl"))
     rows = [json.loads(line) for line in saved.read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"world-val-{i:06d}" for i in range(4)]
-    words = ("evaluate", "captioning", "--data", world_root / "world", "--json")
-    again = xvlm(*words, "--predictions", saved)
+    again = xvlm(*words, "--predictions", saved, "--no-java")
     assert again.code == 0, again.err
     assert again.document()["result"]["scores"] == found["scores"]
+    assert again.document()["result"]["skipped"] == {}, "nobody asked for them"
     saved.with_name("bad.jsonl").write_text('{"id": "world-val-000000", "caption": 3}\n')
     bad = xvlm(*words[:-1], "--predictions", saved.with_name("bad.jsonl"))
     assert "a caption that is not a text" in bad.refusal(4)

@@ -54,6 +54,14 @@ def test_the_extra_step_for_pairs() -> None:
     assert not background(step("nlvr2", "finetune", first)).on_pairs
 
 
+def test_the_extra_step_for_captions() -> None:
+    first = step("4m", "pretrain")
+    assert background(
+        step("caption", "finetune", step("caption-lm", "pretrain", first))
+    ).on_captions
+    assert not background(step("caption", "finetune", first)).on_captions
+
+
 def test_a_record_that_ends_says_where() -> None:
     released = Start(place="weights/4m_base.th")
     found = background(step("flickr30k", "finetune", released))

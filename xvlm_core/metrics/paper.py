@@ -28,6 +28,7 @@ class PaperFigure:
         table: where it stands.
         n: items of the official split; None: the paper's count is not of our kind of item.
         image_size: side of the pictures in pixels; None: the paper does not say.
+        how: what the paper's model of this row learnt by, where it has several.
     """
 
     task: str
@@ -39,6 +40,7 @@ class PaperFigure:
     table: str
     n: int | None
     image_size: int | None
+    how: str = ""
 
 
 def _retrieval(
@@ -89,6 +91,16 @@ def _rows(
     ]
 
 
+def _captions(how: str, rows: dict[PretrainingData, str]) -> list[PaperFigure]:
+    """Rows of BLEU-4 and CIDEr, both times 100, of the captions of COCO's Karpathy test split."""
+    at = ("captioning", "coco-karpathy", "test")
+    return [
+        PaperFigure(*at, metric, data, round(float(figure) / 100, 4), "Table 3", 5000, 384, how)
+        for data, figures in rows.items()
+        for metric, figure in zip(("BLEU-4", "CIDEr"), figures.split(), strict=True)
+    ]
+
+
 _REFCOCO_PLUS = {"val": 10758, "testA": 5726, "testB": 4889}
 
 FIGURES: tuple[PaperFigure, ...] = (
@@ -134,6 +146,8 @@ FIGURES: tuple[PaperFigure, ...] = (
         _REFCOCO_PLUS,
         {"4M": "68.46 76.53 57.09", "16M": "77.26 84.11 67.13"},
     ),
+    *_captions("cross-entropy", {"4M": "39.8 133.1", "16M": "39.9 134.0"}),
+    *_captions("CIDEr optimisation", {"4M": "41.3 140.8", "16M": "41.0 140.3"}),
 )
 
 _DATASETS: dict[str, tuple[str, ...]] = {
@@ -182,5 +196,5 @@ def figures(task: str, dataset: str, split: str) -> list[PaperFigure]:
 
 def said(found: Sequence[PaperFigure]) -> str:
     """The figures of one metric as one text: ``80.17 (4M), 84.51 (16M), Table 3``."""
-    rows = ", ".join(f"{100 * f.value:.4g} ({f.data})" for f in found)
+    rows = ", ".join(f"{100 * f.value:.4g} ({f.data}{', ' if f.how else ''}{f.how})" for f in found)
     return f"{rows}, {found[0].table}"

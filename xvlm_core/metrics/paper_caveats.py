@@ -139,6 +139,7 @@ def _extra_step(task: str, known: Background) -> list[str]:
     done, what = {
         "nlvr2": (known.on_pairs, "pre-training on texts with two pictures"),
         "grounding": (known.on_boxes, "pre-training on boxes alone"),
+        "captioning": (known.on_captions, "pre-training to write captions"),
     }.get(task, (True, ""))
     if done:
         return []

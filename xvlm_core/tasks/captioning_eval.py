@@ -26,16 +26,19 @@ from xvlm_core.models.captioner import Captioner
 from xvlm_core.models.packing import PackedTexts
 from xvlm_core.models.sizes import ModelConfig
 from xvlm_core.tasks.base import Batch, Prediction, Score, Scores
+from xvlm_core.tasks.extra_scores import ExtraScores
 from xvlm_core.tasks.split_items import SplitItems
 from xvlm_core.weights.folder import ModelInfo
 
 SELECTION = "CIDEr"
 NO_REFERENCE = "no reference caption"
 _METRICS = ("cider", "bleu", "rouge-l")
+_IN_JAVA = ("meteor", "spice")
 _TOKENS = "tokens of the PTB tokeniser"
 _CONVENTIONS = {
     SELECTION: f"CIDEr-D, {_TOKENS}, document frequencies of this split",
     **{f"BLEU-{n}": f"of all captions together, {_TOKENS}" for n in range(1, 5)},
+    "METEOR": f"version 1.5, of all captions together, {_TOKENS}",
 }
 
 
@@ -62,6 +65,7 @@ class CaptioningEvaluation(SplitItems):
     """
 
     NO_ANSWER: ClassVar[dict[str, Any]] = {"caption": ""}
+    EXTRA: ClassVar[str] = "METEOR and SPICE, programs in Java (--no-java: without them)"
 
     selection: str | None = SELECTION
     scoring = ScoringSection()
@@ -155,6 +159,18 @@ class CaptioningEvaluation(SplitItems):
         """See :func:`score`."""
         return score(predictions, self.split)
 
+    @staticmethod
+    def extra_scores(predictions: Sequence[Prediction], split: str) -> ExtraScores:
+        """METEOR and SPICE, where a working Java and pycocoevalcap have them.
+
+        A :class:`xvlm_core.tasks.extra_scores.HasExtraScores`.
+
+        Args:
+            predictions: as for :func:`score`, one at least.
+            split: that they are of.
+        """
+        return _scores(predictions, split, _IN_JAVA)
+
 
 def _item(record: Record, prefix: str) -> CaptionItem:
     references = tuple(caption for caption in record.captions if caption.strip())
@@ -169,24 +185,26 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
     """CIDEr, BLEU-1 to 4 and ROUGE-L of all captions, as the COCO caption evaluation has them.
 
     Document frequencies of CIDEr are those of the references of the split, as there. METEOR and
-    SPICE, which need Java, are not among them: see :mod:`xvlm_core.metrics.caption.scores`.
+    SPICE, which need Java, are not among them: see :meth:`CaptioningEvaluation.extra_scores`.
 
     Args:
         predictions: with ``id``, ``caption`` and ``references``.
         split: that they are of.
     """
+    return _scores(predictions, split, _METRICS).scores if predictions else {}
+
+
+def _scores(predictions: Sequence[Prediction], split: str, metrics: Sequence[str]) -> ExtraScores:
     unique = {p["id"]: p for p in predictions}
     assert len(unique) == len(predictions), "an id is predicted twice"
-    if not predictions:
-        return {}
     found = score_captions(
         {name: p["caption"] for name, p in unique.items()},
         {name: p["references"] for name, p in unique.items()},
-        _METRICS,
+        metrics,
     )
     scores: Scores = {}
     for name in sorted(found.corpus, key=lambda name: name != SELECTION):
-        of_the_set = name.startswith("BLEU")  # no mean over pictures
+        of_the_set = name.startswith(("BLEU", "METEOR"))  # no mean over pictures
         scores[name] = Score(
             found.corpus[name],
             split,
@@ -194,4 +212,4 @@ def score(predictions: Sequence[Prediction], split: str) -> Scores:
             len(unique),
             interval=None if of_the_set else interval(found.each[name], list(found.image_ids)),
         )
-    return scores
+    return ExtraScores(scores, found.skipped)

@@ -25,6 +25,7 @@ class Background:
             it goes back to the first weights.
         on_pairs: whether texts with two pictures were pre-trained on (for NLVR2).
         on_boxes: whether there was a pre-training of boxes alone (for grounding).
+        on_captions: whether there was a pre-training to write captions (for captioning).
         chosen_on: the split that the checkpoint was chosen on; None: on none, or not recorded.
         trained_split: the split that was trained on last; None: not recorded.
     """
@@ -34,6 +35,7 @@ class Background:
     start: str | None = None
     on_pairs: bool = False
     on_boxes: bool = False
+    on_captions: bool = False
     chosen_on: str | None = None
     trained_split: str | None = None
 
@@ -78,6 +80,7 @@ def background(last: Provenance) -> Background:
         start=None if first is None else first.place,
         on_pairs=any(step.task == "nlvr2_pretrain" for step in steps),
         on_boxes=any(map(_is_of_boxes, steps)),
+        on_captions=any(step.task == "caption_pretrain" for step in steps),
         chosen_on=chosen_on,
         trained_split=trained_split,
     )
