@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,115 @@ def test_missing_ids_are_listed_or_counted_as_wrong(tmp_path: Path) -> None:
     joined = join(path, answers, [REFERENCES], NONE, allow_missing=True)
     assert joined.missing == ["a", "c"]
     assert joined.predictions[0][0] == {**NONE, **REFERENCES[0]}
+
+
+CAPTION: dict[str, Any] = {"caption": ""}
+ANSWER: dict[str, Any] = {"answer": ""}
+
+
+def listed(folder: Path, *members: Any) -> Path:
+    path = folder / "results.json"
+    path.write_text(json.dumps(list(members), indent=1), "utf-8")
+    return path
+
+
+PICTURES = [
+    {"id": "val/391895", "record": "val/391895"},
+    {"id": "COCO_val2014_000000006818.jpg", "record": "COCO_val2014_000000006818.jpg"},
+    {"id": "0:flickr/77", "record": "77"},
+]
+
+
+def test_the_file_of_the_caption_server_is_read_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": 6818, "caption": "b"},
+        {"image_id": 391895, "caption": "a"},
+        {"image_id": "000000000077", "caption": "c"},
+    ]
+    path = listed(tmp_path, *rows)
+    joined = join(path, read_answers(path, CAPTION), [PICTURES], CAPTION)
+    assert [p["caption"] for p in joined.predictions[0]] == ["a", "b", "c"]
+    path = saved(tmp_path, *rows)
+    joined = join(path, read_answers(path, CAPTION), [PICTURES], CAPTION)
+    assert [p["caption"] for p in joined.predictions[0]] == ["a", "b", "c"]
+
+
+def test_the_file_of_the_vqa_server_is_read_as_it_is(tmp_path: Path) -> None:
+    asked = [{"id": "train/6818#0", "question_id": "68180"}, {"id": "9", "question_id": "9"}]
+    path = listed(tmp_path, {"question_id": 9, "answer": "b"}, {"question_id": 68180, "answer": ""})
+    joined = join(path, read_answers(path, ANSWER), [asked], ANSWER)
+    assert [p["answer"] for p in joined.predictions[0]] == ["", "b"]
+
+
+def test_a_number_that_two_pictures_have_is_neither(tmp_path: Path) -> None:
+    path = listed(tmp_path, {"image_id": 7, "caption": "a"}, {"image_id": 8, "caption": "b"})
+    twins = [{"id": name, "record": name} for name in ("train/7", "val/7", "val/8")]
+    with pytest.raises(DataError, match=r"1 id of results\.json is not in the data") as caught:
+        join(path, read_answers(path, CAPTION), [twins[:2], twins[2:]], CAPTION)
+    assert caught.value.details == ("7: member 1",)
+
+
+def test_two_names_of_one_picture_are_two_answers(tmp_path: Path) -> None:
+    path = listed(
+        tmp_path,
+        {"image_id": 391895, "caption": "a"},
+        {"image_id": "val/391895", "caption": "b"},
+    )
+    with pytest.raises(DataError, match="answered more than once") as caught:
+        join(path, read_answers(path, CAPTION), [PICTURES], CAPTION, allow_missing=True)
+    assert caught.value.details == ("val/391895: members 1, 2",)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b'[{"image_id": 1, "caption": "a"},\n {"image_id": 2, "caption"]', "(line 2)"),
+        (b'[{"image_id": 1, "caption": "a"}, 3]', "member 2"),
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 2}]', "no caption (id 2)"),
+        (b'[{"image_id": true, "caption": "a"}]', "no id"),
+        (b'[{"question_id": 1, "caption": "a"}]', "no id"),
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]', "members 1, 2"),
+        (b"[]", "no predictions"),
+        (b'[{"image_id": 1, "caption": "\xe9"}]', "iconv"),
+        ('{"id": "a", "caption": "b"}'.encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_damaged_list_is_told_with_what_a_list_looks_like(
+    tmp_path: Path, text: bytes, says: str
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(text)
+    told = refusal(path, CAPTION)
+    assert says in told
+    assert "results.json" in told
+
+
+def test_what_a_file_should_look_like_names_the_fields_of_the_task(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"id": "a", "answer": 3})
+    told = refusal(path, ANSWER)
+    assert "has an answer that is not a text (id a)" in told
+    assert "with id and answer, as xvlm evaluate writes them; or a JSON list" in told
+    assert "question_id and answer" in told
+    assert "a JSON list" not in refusal(saved(tmp_path, {"id": "a"}))
+
+
+def test_predictions_of_other_data_are_told_as_such(tmp_path: Path) -> None:
+    path = saved(tmp_path, line("x"), line("y"))
+    with pytest.raises(DataError, match=r"none of the 2 ids of p\.jsonl is in the data"):
+        join(path, read_answers(path, NONE), [REFERENCES], NONE, allow_missing=True)
+
+
+def test_answers_to_what_cannot_be_scored_are_no_error(tmp_path: Path) -> None:
+    left_out: set[str] = set()
+
+    def scored() -> Iterator[dict[str, Any]]:
+        yield PICTURES[0]
+        left_out.add("val/17")  # no reference caption: known when the data have been read
+
+    rows = [{"image_id": 391895, "caption": "a"}, {"image_id": 17, "caption": "b"}]
+    path = listed(tmp_path, *rows)
+    answers = read_answers(path, CAPTION)
+    joined = join(path, answers, [scored()], CAPTION, left_out=[left_out])
+    assert [p["caption"] for p in joined.predictions[0]] == ["a"]
+    with pytest.raises(DataError, match="1 id of"):
+        join(path, answers, [scored()], CAPTION)

@@ -2,36 +2,41 @@
 
 One JSON object a line: ``id`` and the fields of an answer (those of the evaluation's
 ``NO_ANSWER``), as ``xvlm evaluate`` writes them. What else is on a line is not read: targets come
-from the data alone, by id.
+from the data alone, by id. The file of a test server is read as well: a JSON list of objects with
+``question_id`` and ``answer`` (VQA), or ``image_id`` and ``caption`` (COCO).
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import DataError
 from xvlm_core.listing import some_lines
+from xvlm_core.sources.strict_json import refuse_encoding
+from xvlm_core.tasks.answer_fields import problem_of
 from xvlm_core.tasks.base import Prediction
-
-_MOST_PIXELS = 1e9
 
 
 @dataclass(frozen=True)
 class SavedAnswer:
-    """The answer of a line.
+    """The answer of a line, or of a member of a list.
 
     Attributes:
-        line: number of the line, from 1.
+        line: its number, from 1.
         fields: of the answer.
+        key: that its id was found under.
+        unit: what is numbered, "line" or "member".
     """
 
     line: int
     fields: dict[str, Any]
+    key: str = "id"
+    unit: str = "line"
 
 
 def read_answers(
@@ -49,34 +54,80 @@ def read_answers(
             that no answer can have (the first such line is named); ids come twice (all of them
             are, with their lines).
     """
+    shape = _shape(no_answer)
     found: dict[str, SavedAnswer] = {}
     again: dict[str, list[int]] = {}
-    for number, text in enumerate(_lines(path), start=1):
-        if not text.strip():
-            continue
-        name, fields = _answer(text, no_answer, also, f"{path}, line {number}")
+    unit = "line"
+    for unit, number, entry in _entries(path, shape):
+        where = f"{path}, {unit} {number}"
+        name, key, fields = _answer(entry, no_answer, also, _Place(where, shape))
         if name in found:
             again.setdefault(name, [found[name].line]).append(number)
         else:
-            found[name] = SavedAnswer(number, fields)
+            found[name] = SavedAnswer(number, fields, key, unit)
     if again:
-        twice = [f"{name}: lines {', '.join(map(str, lines))}" for name, lines in again.items()]
-        raise DataError(
-            f"{_counted(len(again), 'id')} of {path.name} {'is' if len(again) == 1 else 'are'} "
-            "answered more than once",
-            details=some_lines(twice),
-            where=str(path),
-            try_="one line an id",
-        )
+        raise _twice(path, {name: [f"{unit}s", *lines] for name, lines in again.items()})
     if not found:
-        raise DataError(f"{path} has no predictions", where=str(path), try_=_SHAPE)
+        raise DataError(f"{path} has no predictions", where=str(path), try_=shape)
     return found
 
 
-_SHAPE = "one JSON object a line with an id and an answer, as xvlm evaluate writes them"
+_SERVER_KEYS = {"answer": "question_id", "caption": "image_id"}
+"""The key of an id in the file of a test server, by the field that an answer has there."""
 
 
-def _lines(path: Path) -> Iterable[bytes]:
+def _shape(fields: Iterable[str]) -> str:
+    """What a file looks like, for messages."""
+    names = ["id", *fields]
+    text = (
+        f"one JSON object a line with {', '.join(names[:-1])} and {names[-1]}, as xvlm evaluate "
+        "writes them"
+    )
+    server = [f"{key} and {field}" for field, key in _SERVER_KEYS.items() if field in names]
+    return "; or ".join([text, *(f"a JSON list of objects with {keys}" for keys in server)])
+
+
+def _twice(path: Path, again: Mapping[str, Sequence[object]]) -> DataError:
+    """Ids that are answered more than once, each with "lines" and their numbers."""
+    twice = [
+        f"{_short(name)}: {what} {', '.join(map(str, lines))}"
+        for name, (what, *lines) in again.items()
+    ]
+    return DataError(
+        f"{_counted(len(again), 'id')} of {path.name} {'is' if len(again) == 1 else 'are'} "
+        "answered more than once",
+        details=some_lines(twice),
+        where=str(path),
+        try_="one answer an id",
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an answer is, and what it should look like: for messages."""
+
+    where: str
+    shape: str
+
+    def bad(self, what: str) -> DataError:
+        return DataError(f"a prediction {what}", where=self.where, try_=self.shape)
+
+
+def _entries(path: Path, shape: str) -> Iterator[tuple[str, int, object]]:
+    """The lines of a file, or the members of its list, as JSON values; each with its number."""
+    data = _read(path)
+    if data.lstrip()[:1] == b"[":
+        members = _value(data, _Place(str(path), shape), "the list of predictions")
+        assert isinstance(members, list), "it begins as one"
+        for number, member in enumerate(members, start=1):
+            yield "member", number, member
+        return
+    for number, text in enumerate(data.split(b"\n"), start=1):
+        if text.strip():
+            yield "line", number, _value(text, _Place(f"{path}, line {number}", shape))
+
+
+def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -85,114 +136,59 @@ def _lines(path: Path) -> Iterable[bytes]:
             where=str(path),
             try_="xvlm evaluate TASK  (writes them, and says where)",
         ) from None
-    return data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    refuse_encoding(path, data[:4])
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _value(text: bytes, place: _Place, what: str = "a prediction") -> object:
+    try:
+        return json.loads(text.decode("utf-8"), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{what} is not UTF-8 (byte {error.start})",
+            where=place.where,
+            try_="save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        at = f" (line {line})" if line > 1 else ""  # a list may have several
+        raise DataError(f"{what} is not JSON{at}", where=place.where, try_=place.shape) from None
 
 
 def _answer(
-    text: bytes, needed: Iterable[str], also: Iterable[str], where: str
-) -> tuple[str, dict[str, Any]]:
-    """Id and answer of a line."""
-    try:
-        line = json.loads(text.decode("utf-8"), parse_constant=_no_number)
-    except UnicodeDecodeError:
-        raise _bad("is not UTF-8", where) from None
-    except (ValueError, RecursionError):
-        raise _bad("is not JSON", where) from None
+    line: object, needed: Iterable[str], also: Iterable[str], place: _Place
+) -> tuple[str, str, dict[str, Any]]:
+    """Id, the key that it was under, and answer of a line."""
     if not isinstance(line, dict):
-        raise _bad("is not a JSON object", where)
-    name = line.get("id")
-    if not isinstance(name, str):
-        raise _bad("has no id (a text)", where)
+        raise place.bad("is not a JSON object")
+    name, key = _name(line, needed, place)
     fields = {}
     for field in needed:
         if field not in line:
-            raise _bad(f"has no {field} (id {_short(name)})", where)
+            raise place.bad(f"has no {field} (id {_short(name)})")
     for field in (*needed, *(field for field in also if field in line)):
-        problem = _CHECKS.get(field, _anything)(line[field])
+        problem = problem_of(field, line[field])
         if problem:
-            raise _bad(f"has a {field} that is {problem} (id {_short(name)})", where)
+            article = "an" if field[0] in "aeiou" else "a"
+            raise place.bad(f"has {article} {field} that is {problem} (id {_short(name)})")
         fields[field] = line[field]
-    return name, fields
+    return name, key, fields
 
 
-def _bad(what: str, where: str) -> DataError:
-    return DataError(f"a prediction {what}", where=where, try_=_SHAPE)
+def _name(line: Mapping[str, Any], needed: Iterable[str], place: _Place) -> tuple[str, str]:
+    """Id of a line, and the key that it is under: ``id``, or that of the test server."""
+    if isinstance(line.get("id"), str):
+        return line["id"], "id"
+    for field in needed:
+        key = _SERVER_KEYS.get(field, "id")
+        name = line.get(key)
+        if key != "id" and isinstance(name, str | int) and not isinstance(name, bool):
+            return str(name), key
+    raise place.bad("has no id (a text)")
 
 
 def _no_number(text: str) -> float:
     raise ValueError(text)
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
-
-
-def _box(value: object) -> str | None:
-    """Why a value is no box in corners."""
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-        return "not four finite numbers"
-    if any(abs(number) > _MOST_PIXELS for number in value):
-        return "farther out than any picture reaches"
-    x1, y1, x2, y2 = value
-    return None if x1 <= x2 and y1 <= y2 else "not x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"
-
-
-def _probability(value: object) -> str | None:
-    is_one = _is_number(value) and 0 <= value <= 1  # type: ignore[operator]
-    return None if is_one else "not a number from 0 to 1"
-
-
-def _texts(value: object) -> str | None:
-    is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
-    return None if is_list else "not a list of ids"
-
-
-def _numbers(value: object) -> str | None:
-    is_list = isinstance(value, list) and all(map(_is_number, value))
-    return None if is_list else "not a list of finite numbers"
-
-
-def _numbers_or_none(value: object) -> str | None:
-    is_list = isinstance(value, list) and all(one is None or _is_number(one) for one in value)
-    return None if is_list else "not a list of finite numbers and nulls"
-
-
-def _count(value: object) -> str | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return None if is_count else "not a whole number from 0 on"
-
-
-def _number_or_none(value: object) -> str | None:
-    return None if value is None or _is_number(value) else "not a finite number or null"
-
-
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) else "not a text"
-
-
-def _anything(value: object) -> str | None:
-    return None
-
-
-_CHECKS: dict[str, Callable[[object], str | None]] = {
-    "box_xyxy_px": _box,
-    "probability": _probability,
-    "answer": _text,
-    "caption": _text,
-    "proposal_score": _number_or_none,
-    "ranking": _texts,
-    "by_similarity": _texts,
-    "scores": _numbers_or_none,  # null: ranked by similarity, not scored
-    "similarities": _numbers,
-    "candidates": _count,
-    "among": _count,
-}
-"""Fields of answers, and why a value is none."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +211,7 @@ def join(
     no_answer: Mapping[str, Any],
     *,
     allow_missing: bool = False,
+    left_out: Sequence[Collection[str]] = (),
 ) -> Joined:
     """Each reference with its answer.
 
@@ -224,14 +221,18 @@ def join(
         references: of each part of the data; ids are unique over all of them.
         no_answer: what stands for an answer that is missing.
         allow_missing: count it as wrong.
+        left_out: ids of items that cannot be scored (a picture without references), of each part;
+            complete when ``references`` have been read. Answers to them are not looked at.
 
     Raises:
         DataError: answers to what was not asked; or missing ones, if they are not allowed.
     """
-    left = dict(answers)
+    parts = [list(part) for part in references]
+    left = _as_in_data(path, answers, parts)
+    n_answers = len(left)
     missing: list[str] = []
     predictions: list[list[Prediction]] = []
-    for part in references:
+    for part in parts:
         rows: list[Prediction] = []
         for reference in part:
             answer = left.pop(reference["id"], None)
@@ -239,11 +240,20 @@ def join(
                 missing.append(reference["id"])
             rows.append({**(no_answer if answer is None else answer.fields), **reference})
         predictions.append(rows)
+    unscored = {name for part in left_out for name in part}
+    unscored |= {_number(name) for name in unscored}
+    left = {
+        name: answer
+        for name, answer in left.items()
+        if not unscored & {name, _number(name) if answer.key == "image_id" else name}
+    }
     if left:
-        lines = [f"{_short(name)}: line {answer.line}" for name, answer in left.items()]
+        lines = [f"{_short(name)}: {answer.unit} {answer.line}" for name, answer in left.items()]
+        ids = f"{_counted(len(left), 'id')} of {path.name} {'is' if len(left) == 1 else 'are'} not"
+        if len(left) == n_answers > 1:
+            ids = f"none of the {_counted(n_answers, 'id')} of {path.name} is"
         raise DataError(
-            f"{_counted(len(left), 'id')} of {path.name} {'is' if len(left) == 1 else 'are'} "
-            "not in the data",
+            f"{ids} in the data",
             details=some_lines(lines),
             where=str(path),
             try_="--data and --split that the predictions are of (several: --split testA,testB)",
@@ -258,6 +268,53 @@ def join(
             try_="--allow-missing  (counts them as wrong)",
         )
     return Joined(predictions, missing)
+
+
+_NUMBERED = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?(\d{1,20})(?:\.\w+)?", re.ASCII)
+"""A picture by its number: ``val/391895``, ``val2014/COCO_val2014_000000391895.jpg``."""
+
+
+def _server_names(reference: Prediction, key: str) -> set[str]:
+    """What an item is called in the file of a test server."""
+    if key == "question_id":
+        return {str(reference.get(key))}
+    return {reference["id"], _number(str(reference.get("record")))}
+
+
+def _number(name: str) -> str:
+    """The number of a picture without zeros in front; a name without one as it is."""
+    found = _NUMBERED.fullmatch(name)
+    return str(int(found[1])) if found else name
+
+
+def _as_in_data(
+    path: Path, answers: Mapping[str, SavedAnswer], parts: Sequence[Sequence[Prediction]]
+) -> dict[str, SavedAnswer]:
+    """Answers by the ids of the data. An id of a test server that several items have is none.
+
+    Raises:
+        DataError: an item is answered more than once, under several names.
+    """
+    meant: dict[str, dict[str, str | None]] = {}
+    for key in {answer.key for answer in answers.values()} - {"id"}:
+        items = meant.setdefault(key, {})
+        for part in parts:
+            for reference in part:
+                for name in _server_names(reference, key):
+                    items[name] = None if name in items else reference["id"]
+    found: dict[str, SavedAnswer] = {}
+    again: dict[str, list[object]] = {}
+    for name, answer in answers.items():
+        items = meant.get(answer.key, {})
+        number = _number(name) if answer.key == "image_id" else name
+        own = items.get(name) or items.get(number) or name
+        if own in found:
+            again.setdefault(own, [f"{answer.unit}s", found[own].line]).append(answer.line)
+        else:
+            found[own] = answer
+    if again:
+        raise _twice(path, again)
+    return found
 
 
 def _counted(n: int, what: str) -> str:

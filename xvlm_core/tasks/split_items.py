@@ -55,6 +55,7 @@ class SplitItems:
     Attributes:
         dropped: items that could not be asked, by reason.
         examples: a few of each reason, named.
+        left_out: ids of all of them.
     """
 
     of_pairs: ClassVar[bool] = False
@@ -87,6 +88,7 @@ class SplitItems:
         ][:limit]
         self.dropped: Counter[str] = Counter()
         self.examples: list[str] = []
+        self.left_out: set[str] = set()
         self._named: Counter[str] = Counter()
         self._told: Counter[str] = Counter()
 
@@ -140,6 +142,7 @@ class SplitItems:
     def drop(self, name: str, reason: str, n: int = 1) -> None:
         """Some items cannot be asked."""
         self.dropped[reason] += n
+        self.left_out.add(name)
         self._named[reason] += 1
         if self._named[reason] <= _EXAMPLES:
             self.examples.append(f"{name}: {reason}")
@@ -154,6 +157,7 @@ class SplitItems:
         """Begin anew."""
         self.dropped.clear()
         self.examples.clear()
+        self.left_out.clear()
         self._named.clear()
         self._told.clear()
 
