@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from xvlm_core.inference.answerer import Answerer
 
 _BATCH = 16
+_SHOWN = 60
+"""Characters of a question for people; ``--json`` has it whole."""
+_WORDS = 20
+"""Unknown words that are named."""
 
 
 def run(request: Request, out: Output) -> None:
     """Answer questions about pictures."""
     from xvlm_cli import inputs
-    from xvlm_core.errors import UsageError
+    from xvlm_core.errors import DataError, UsageError
     from xvlm_core.inference.checkpoints import find_checkpoint
     from xvlm_core.sources.answers import read_answer_list
 
@@ -40,19 +44,27 @@ def run(request: Request, out: Output) -> None:
     out.note(found.origin)
     if request.dry_run:
         rows = [{"image": item.path, "questions": list(item.phrases)} for item in items]
-        lines = [f"would ask about {item.path}: {', '.join(item.phrases)}" for item in items]
+        lines = [
+            f"would ask about {item.path}: {', '.join(map(_short, item.phrases))}" for item in items
+        ]
         out.result({"images": rows, "model": found.origin}, lines)
         return
     from xvlm_core.inference.answerer import Answerer
 
-    answerer = Answerer.from_folder(
-        found.folder, request.device, answers, freely=request.open_answers
-    )
+    try:
+        answerer = Answerer.from_folder(
+            found.folder, request.device, answers, freely=request.open_answers
+        )
+    except DataError as error:
+        if request.answers is not None and error.where is None:  # the model tells two not apart
+            error.where, error.try_ = str(request.answers), "take it out of the file"
+        raise
     _answer(items, answerer, found, request.top, out)
 
 
 def _answer(items: Sequence[Item], answerer: Answerer, found: Any, top: int, out: Output) -> None:
     from xvlm_core.inference.reading import read_text
+    from xvlm_core.listing import some
 
     read = read_all(
         ((question, item.where) for item in items for question in item.phrases),
@@ -69,11 +81,12 @@ def _answer(items: Sequence[Item], answerer: Answerer, found: Any, top: int, out
     progress.close()
     unknown = dict.fromkeys(word for text in read.values() for word in text.unknown_words)
     if unknown:
-        out.warn(f"words that the model does not know: {', '.join(unknown)}")
+        out.warn(f"words that the model does not know: {some([*map(_short, unknown)], _WORDS)}")
     for text in read.values():
         if text.cut:
             out.warn(
-                f"a question is too long: of {text.given[:40]!r}... only {text.read_as!r} was read"
+                f"a question is too long: {_short(text.given)!r}, {len(text.given.split())} words, "
+                f"is read up to '...{text.read_as[-30:]}' (whole in --json)"
             )
     if answered:
         model = {"folder": found.folder, "origin": found.origin, "about": answerer.info.about}
@@ -89,7 +102,13 @@ def _lines(answered: Sequence[dict[str, Any]], found: Any) -> list[str]:
     for row in answered:
         for question in row["questions"]:
             for place, answer in enumerate(question["answers"]):
-                named = (row["image"], question["question"]) if place == 0 else ("", "")
-                rows.append((*named, answer["answer"], f"{answer['probability']:.3f}"))
+                named = (row["image"], _short(question["question"])) if place == 0 else ("", "")
+                rows.append((*named, _short(answer["answer"]), f"{answer['probability']:.3f}"))
     header = ("picture", "question", "answer", "probability")
     return [*table(header, rows), "", f"Answered by: {found.origin}"]
+
+
+def _short(text: str) -> str:
+    """A text on one line that a table has room for."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3].rstrip()}..."

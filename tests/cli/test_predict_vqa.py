@@ -98,7 +98,44 @@ def test_a_question_of_500_words_is_cut_and_that_is_said(
     (asked,) = document["result"]["images"][0]["questions"]
     assert asked["cut"]
     assert asked["read_as"] == " ".join(["red"] * 11), "CLS and eleven words"
+    assert asked["question"] == long
     assert any("a question is too long" in warning for warning in document["warnings"])
+
+
+def test_a_table_and_warnings_have_room_for_500_words(
+    xvlm: Run, shots: list[str], answerer: Path
+) -> None:
+    unheard_of = " ".join(f"word{n}" for n in range(500))
+    done = xvlm("predict", "vqa", "a.png", " ".join(["red"] * 500), unheard_of, "-c", answerer)
+    assert done.code == 0
+    assert "red red" in done.out
+    assert "word0 word1" in done.out
+    assert max(map(len, [*done.out.splitlines(), *done.err.splitlines()])) < 300
+    assert "500 words" in done.err
+    again = xvlm("predict", "vqa", "a.png", "red\ncircle?", "-c", answerer, "--top", "1")
+    assert "red circle?" in again.out, "a row is a line"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("yes\nno\nyes\n", "line 3 is the same as line 1: 'yes'"),
+        ("yes\n", "fewer than two answers"),
+        ("red\nRED\n", "reads like 'red': 'RED'"),
+        ('{"red": 0, "blue": 1}', "not a list of answers but an object"),
+        ('["red", " "]', "has no word"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_and_its_file_named(
+    text: str, said: str, xvlm: Run, shots: list[str], answerer: Path
+) -> None:
+    Path("list.txt").write_text(text)
+    told = xvlm("predict", "vqa", "a.png", COLOUR, "-c", answerer, "--answers", "list.txt")
+    refused = told.refusal(4)
+    assert said in refused
+    assert "Where: list.txt" in refused
+    assert "Try: " in refused
+    assert "--help" not in refused
 
 
 def test_an_unreadable_picture_is_named_and_the_rest_is_answered(

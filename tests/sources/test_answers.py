@@ -10,6 +10,7 @@ from xvlm_core.sources.answers import (
     build_answer_list,
     is_wordless,
     normalise_answer,
+    parse_answers,
     read_answer_list,
     without_punctuation,
 )
@@ -131,8 +132,13 @@ def test_given_lists_are_read_as_they_are(tmp_path: Path, text: str, bom: str) -
         ("yes\nno\n\nyes\n", "line 4 is the same as line 1: 'yes'"),
         ('["yes", "", "no"]', "[1] has no word: ''"),
         ('["yes", "no", 3]', "[2] is no text: 3"),
-        ('{"yes": 1}', "is not a list of answers but a dict"),
-        ('["yes", "no"', "is not valid JSON"),
+        ('{"yes": 1}', "is not a list of answers but an object"),
+        ('["yes", "no"', "is not valid JSON: Expecting ',' delimiter"),
+        ("[" * 100_000, "is not valid JSON: nested too deep"),
+        ('{"answers": ["yes"], "source": "given"}', "fewer than two answers"),
+        ('["yes", "\\t", "no"]', "[1] has no word: '\\t'"),
+        ('["yes", null]', "[1] is no text: null"),
+        ('["' + "ha" * 500 + '", "' + "ha" * 500 + '"]', "[1] is the same as [0]: 'hahaha"),
     ],
 )
 def test_lists_to_choose_from_that_are_none_are_refused(
@@ -143,13 +149,40 @@ def test_lists_to_choose_from_that_are_none_are_refused(
     with pytest.raises(DataError) as error:
         read_answer_list(path)
     assert "answers.json" in str(error.value)
-    assert said in " ".join([str(error.value), *error.value.details])
+    assert str(error.value.where) == str(path)
+    assert error.value.try_
+    told = "\n".join(error.value.lines())
+    assert said in told
+    assert len(told) < 600 + 3 * len(str(path)), "for people"
+
+
+def test_a_list_of_many_repetitions_is_refused_in_a_few_lines(tmp_path: Path) -> None:
+    path = tmp_path / "answers.txt"
+    path.write_text("yes\nno\n" * 500)
+    with pytest.raises(DataError, match="998 of the answers") as error:
+        read_answer_list(path)
+    assert len(error.value.details) == 11
+    assert error.value.details[-1] == "and 988 more"
+
+
+def test_the_answers_of_a_store_are_a_list_to_choose_from(tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_bytes(build_answer_list({"a cat": 3, "no": 1}).to_json({}))
+    assert read_answer_list(path).answers == ("cat", "no")
+
+
+@pytest.mark.parametrize("content", ['["yes"]', '{"answers": ["yes"]}', '{"answers": ["a", "a"]}'])
+def test_a_list_of_a_store_that_is_none_asks_for_another(content: str) -> None:
+    with pytest.raises(DataError) as error:
+        parse_answers(content.encode(), "data/vqa/answers.json")
+    assert error.value.where == "data/vqa/answers.json"
+    assert "scoring.answers=FILE" in str(error.value.try_)
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*none\.json") as error:
         read_answer_list(tmp_path / "none.json")
-    assert error.value.try_ == "--answer-list FILE"
+    assert "one answer a line" in str(error.value.try_)
 
 
 def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
@@ -158,5 +191,6 @@ def test_a_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="UTF-16"):
         read_answer_list(path)
     path.write_bytes(b"caf\xe9\nno")
-    with pytest.raises(DataError, match="is not UTF-8"):
+    with pytest.raises(DataError, match="is not UTF-8") as error:
         read_answer_list(path)
+    assert "iconv" in str(error.value.try_)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from xvlm_core.data.text import EmptyTextError, pre_caption, sanitize
 from xvlm_core.errors import DataError
+from xvlm_core.listing import some_lines
 from xvlm_core.sources.strict_json import JsonProblem, parse, refuse_encoding
 
 LIST_SIZE = 3128
@@ -156,8 +157,13 @@ def build_answer_list(
     return AnswerList(tuple(frequent[:size]), "built")
 
 
+_FORMS = 'a file with a JSON list of texts, ["yes", "no"], or one answer a line'
+
+
 def read_answer_list(path: Path) -> AnswerList:
     """A file with one answer a line, or a JSON list of texts; answers stay as they are written.
+
+    The ``answers.json`` of a store is one, too.
 
     Raises:
         DataError: it cannot be read, is empty, has one answer only, or one that is no text, has no
@@ -167,19 +173,26 @@ def read_answer_list(path: Path) -> AnswerList:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror or error}", try_="--answer-list FILE"
+            f"cannot read {path}: {error.strerror or error}", where=str(path), try_=_FORMS
         ) from error
     refuse_encoding(path, data[:4])
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from error
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start})",
+            where=str(path),
+            try_=f"iconv -f LATIN1 -t UTF-8 {path} > NEW_FILE",
+        ) from error
     if text.lstrip()[:1] in ("[", "{"):
         places = _members(path, text)
     else:
         lines = text.splitlines()
         places = [(f"line {n}", line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
     return AnswerList(tuple(_checked(path, places)), "given")
+
+
+_ANOTHER = "prepare the data again, or scoring.answers=FILE  (one answer a line)"
 
 
 def parse_answers(data: bytes, where: str) -> tuple[str, ...]:
@@ -202,46 +215,62 @@ def parse_answers(data: bytes, where: str) -> tuple[str, ...]:
         raise DataError(
             f"{where} has no list of answers",
             where=where,
-            try_="prepare the data again, or scoring.answers=FILE  (one answer a line)",
+            try_=_ANOTHER,
         )
-    path = Path(where)
-    return tuple(_checked(path, [(f"[{n}]", answer) for n, answer in enumerate(answers)]))
+    places = [(f"[{n}]", answer) for n, answer in enumerate(answers)]
+    return tuple(_checked(Path(where), places, _ANOTHER))
 
 
 def _members(path: Path, text: str) -> list[tuple[str, object]]:
     try:
         content = parse(text)
     except JsonProblem as error:
-        seen = f": {error.seen}" if error.seen is not None else ""
-        raise DataError(f"{path} is not valid JSON, {error.reason}{seen}") from error
+        said = [error.reason * (error.reason != "not JSON"), error.seen]
+        raise DataError(
+            ": ".join([f"{path} is not valid JSON", *(str(part) for part in said if part)]),
+            where=str(path),
+            try_=_FORMS,
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("answers"), list):
+        content = content["answers"]
     if not isinstance(content, list):
         raise DataError(
-            f"{path} is not a list of answers but a {type(content).__name__}",
-            try_='a JSON list of texts, ["yes", "no"], or one answer a line',
+            f"{path} is not a list of answers but an object", where=str(path), try_=_FORMS
         )
     return [(f"[{n}]", answer) for n, answer in enumerate(content)]
 
 
-def _checked(path: Path, places: Iterable[tuple[str, object]]) -> list[str]:
+_SHOWN = 60
+"""Characters of an answer in a message."""
+
+
+def _checked(
+    path: Path, places: Iterable[tuple[str, object]], try_: str | None = None
+) -> list[str]:
     first: dict[str, str] = {}
     problems = []
-    for place, answer in places:
-        if not isinstance(answer, str):
-            problems.append(f"{place} is no text: {answer!r}")
+    for place, given in places:
+        if not isinstance(given, str):
+            problems.append(f"{place} is no text: {json.dumps(given)[:_SHOWN]}")
             continue
-        answer = sanitize(answer)
+        answer = sanitize(given)
         if is_wordless(answer):
-            problems.append(f"{place} has no word: {answer!r}")
+            problems.append(f"{place} has no word: {given[:_SHOWN]!r}")
         elif answer in first:
-            problems.append(f"{place} is the same as {first[answer]}: {answer!r}")
+            problems.append(f"{place} is the same as {first[answer]}: {answer[:_SHOWN]!r}")
         else:
             first[answer] = place
     if problems:
         raise DataError(
             f"{len(problems)} of the answers of {path} cannot be chosen",
-            details=problems[:10],
-            try_="take them out of the file",
+            details=some_lines(problems, 10),
+            where=str(path),
+            try_=try_ or "take them out of the file",
         )
     if len(first) < 2:
-        raise DataError(f"{path} has fewer than two answers: there is nothing to choose from")
+        raise DataError(
+            f"{path} has fewer than two answers: there is nothing to choose from",
+            where=str(path),
+            try_=try_ or _FORMS,
+        )
     return list(first)
