@@ -112,6 +112,9 @@ def test_whole_records_are_taken_as_they_are(convert: Any) -> None:
         "questions": [
             {"id": "q", "question": "how many dogs?", "answers": [{"answer": "2", "weight": 0.5}]},
             {"question": "what?", "answers": ["sea"]},
+            {"question": "where?", "answer": "here"},
+            {"question": "who?", "answer": None},
+            {"question": "when?", "answer": " "},
             {"question": "why?", "answers": [{"answer": "x", "weight": 7}]},
             3,
         ],
@@ -130,6 +133,8 @@ def test_whole_records_are_taken_as_they_are(convert: Any) -> None:
     assert only.questions == (
         Question("q", "how many dogs?", (Answer("2", 0.5),)),
         Question("", "what?", (Answer("sea", 1.0),)),
+        Question("", "where?", (Answer("here", 1.0),)),
+        Question("", "who?"),
     )
     assert (only.split, only.source, only.meta) == ("val", "mine", {"page": 7})
     assert done.dropped("region") == {
@@ -137,7 +142,7 @@ def test_whole_records_are_taken_as_they_are(convert: Any) -> None:
         "malformed region": 1,
         "unknown region kind": 1,
     }
-    assert done.dropped("question") == {"malformed answers": 1, "malformed question": 1}
+    assert done.dropped("question") == {"malformed answers": 2, "malformed question": 1}
     assert done.dropped("absent") == {"empty text": 1}
 
 

@@ -31,6 +31,7 @@ CHOICES = frozenset(
         "failed_to_download",
         "failed_to_resize",
         "group",
+        "no answer with a word",
         "no text left",
         "text overlap",
     }

@@ -368,7 +368,7 @@ def _member(item: Item, member: Any, form: Form, where: str) -> Said:
     if not isinstance(member, dict):
         return Said(item, member, where, problem=f"malformed {item}")
     if item == "question":
-        answers, id = _answers(member.get("answers", [])), str(member.get("id", ""))
+        answers, id = _answers(member), str(member.get("id", ""))
         problem = None if _is_unicode(id) else "malformed id"
         text = member.get("question")
         return Said(item, text, where, answers=answers, id=id, problem=problem)
@@ -379,8 +379,13 @@ def _member(item: Item, member: Any, form: Form, where: str) -> Said:
     return form.region(text, member.get("box"), kind, where)
 
 
-def _answers(found: Any) -> object:
-    """Texts, or objects of a text and a weight, as pairs; what is no list as it is."""
+def _answers(question: dict[str, Any]) -> object:
+    """Texts, or objects of a text and a weight, as pairs; what is no list as it is.
+
+    Of one answer there may be ``answer``, its text.
+    """
+    only = question.get("answer")
+    found = question.get("answers", [] if only is None else [only])
     if not isinstance(found, list):
         return found
     return [

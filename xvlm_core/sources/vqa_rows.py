@@ -71,7 +71,7 @@ class Row:
                 repairs.extend([Repaired("question", self.id, reason, text)] * counts.pop(text))
             answers = tuple((text, round(n * share, 6)) for text, n in counts.items())
             if wordless and not answers:
-                problem, repairs = "empty text", []
+                problem, repairs = "no answer with a word", []
         return Said(
             "question", self.text, self.id, answers=answers, id=self.id, problem=problem
         ), tuple(repairs)
