@@ -7,10 +7,9 @@ from pathlib import Path
 
 import typer
 
-from xvlm_cli import training
-from xvlm_cli.launching import Launch, resolved_recipe, retype
 from xvlm_cli.options import runs_root
 from xvlm_cli.output import Output
+from xvlm_cli.training_request import Launch, TrainingRequest, resolved_recipe, retype
 from xvlm_core.config.resolve import resolve
 from xvlm_core.errors import UsageError
 from xvlm_core.train import runs
@@ -30,7 +29,7 @@ _LEFT_OUT = (
 
 
 def print_script(
-    request: training.Request, wish: Launch, context: typer.Context, out: Output
+    request: TrainingRequest, wish: Launch, context: typer.Context, out: Output
 ) -> None:
     """The script is the result: ``xvlm pretrain ... --print-slurm > job.sh``.
 

@@ -78,7 +78,8 @@ def finetune(
     from pathlib import Path
 
     from xvlm_cli import training
-    from xvlm_cli.launching import Launch, launch
+    from xvlm_cli.launching import launch
+    from xvlm_cli.training_request import Launch, TrainingRequest
     from xvlm_core.config.recipes import recipe_names
     from xvlm_core.errors import UsageError
 
@@ -95,7 +96,7 @@ def finetune(
     if init is not None:
         flags["init.checkpoint"] = init
     overrides, folder = training.split_words(given, resume=resume, output=output)
-    request = training.Request(
+    request = TrainingRequest(
         verb="finetune",
         kind="finetune",
         recipe=task,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xvlm_cli.json_lines import Line, from_stdin, require_text
+from xvlm_cli.json_lines import URL, Line, from_stdin, require_text
 from xvlm_cli.output import Output
 from xvlm_core.errors import DataError, OutputError, UsageError
 
@@ -25,7 +25,6 @@ RETRIEVED = ".retrieved.png"
 OURS = (ANNOTATED, EXPLAINED, JUDGED, RETRIEVED)
 MARK = "xvlm.predict/1"
 _GLOB = re.compile(r"[*?\[]")
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -233,15 +232,6 @@ def require_ours(files: Sequence[Path], sources: Sequence[Path], *, overwrite: b
     clash = next((file for file in files if os.path.realpath(file) in read), None)
     if clash is not None:
         raise OutputError(f"{clash} is one of the pictures to be read", try_="-o FOLDER")
-
-
-def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8: bytes that were none come as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def json_beside(target: Path) -> Path:

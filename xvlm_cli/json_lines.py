@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from xvlm_core.errors import DataError, UsageError, XvlmError
 
 if TYPE_CHECKING:
     from xvlm_core.inference.reading import ReadText
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 _NOTHING: dict[str, Any] = {}
 
@@ -42,9 +45,7 @@ class Line:
             DataError: it is none, in the words of ``otherwise``.
             UsageError: it is a URL.
         """
-        from xvlm_cli.inputs import URL, is_text
-
-        if not isinstance(value, str) or not value or "\0" in value or not is_text(value):
+        if not isinstance(value, str) or not value or "\0" in value or not _is_text(value):
             raise self.lacks(otherwise)
         if URL.match(value):
             raise UsageError(
@@ -100,18 +101,26 @@ def _line(line: str | bytes, where: str, example: str) -> Line:
     return Line(where, value if isinstance(value, dict) else _NOTHING, example)
 
 
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: bytes that were none come as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def require_text(text: object, noun: str, where: str | None, example: str) -> None:
     """Refuse what is no text, and a text of which cleaning leaves nothing: before any work.
 
     Raises:
         UsageError: it is such a one.
     """
-    from xvlm_cli.inputs import is_text
     from xvlm_core.data.text import sanitize, says_something
 
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"a {noun} is empty or no text", where=where, try_=example)
-    if not is_text(text):
+    if not _is_text(text):
         raise UsageError(f"the {noun} {text[:40]!r} is not UTF-8 text", where=where, try_=example)
     if not says_something(sanitize(text)):
         raise UsageError(

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from xvlm_cli import output as outputs
 from xvlm_cli import training
 from xvlm_cli.output import Output
+from xvlm_cli.training_request import TrainingRequest
 from xvlm_core.config.recipes import kind_of_task
 from xvlm_core.errors import ConfigError, DivergedError, LostRankError, UsageError, XvlmError
 from xvlm_core.train import runs
@@ -53,7 +54,7 @@ class RankOutput(Output):
         super().result(self.value, self.text)
 
 
-def train_as_rank(request: training.Request, out: Output) -> None:
+def train_as_rank(request: TrainingRequest, out: Output) -> None:
     """Train as one of several processes; leave the last words to the supervisor if there is one.
 
     Raises:
@@ -133,7 +134,7 @@ def _leave(out: Output, code: int) -> NoReturn:
 
 
 def say_for(
-    outcome: Outcome, request: training.Request, typed: str, out: Output, since: datetime
+    outcome: Outcome, request: TrainingRequest, typed: str, out: Output, since: datetime
 ) -> None:
     """Say what the processes said last, as if it were ours.
 
@@ -205,7 +206,7 @@ def _error(said: Mapping[str, Any], rank: int, typed: str) -> XvlmError:
     return error
 
 
-def _resume_command(request: training.Request, typed: str, since: datetime) -> str:
+def _resume_command(request: TrainingRequest, typed: str, since: datetime) -> str:
     """What goes on with the run that these processes trained; else the same command."""
     folder = request.output
     if folder is None:

@@ -12,14 +12,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import typer
 
 from xvlm_cli import last_words, training
 from xvlm_cli.output import Output
-from xvlm_core.config.resolve import Resolved, resolve
+from xvlm_cli.training_request import Launch, TrainingRequest, resolved_recipe, retype
+from xvlm_core.config.resolve import resolve
 from xvlm_core.errors import UsageError
 from xvlm_core.train.launch import Address, Place, place_of
 from xvlm_core.train.supervisor import Job, free_address, require_free, supervise
@@ -28,42 +29,7 @@ COMMAND: Sequence[str] = (sys.executable, "-m", "xvlm_cli")
 """What a process of a run is started with; the verb and its words follow."""
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What was typed about processes.
-
-    Attributes:
-        gpus: processes on this machine.
-        nodes: machines.
-        node_rank: number of this machine.
-        master: ``host:port`` at which the processes meet.
-        print_slurm: print a batch script instead.
-    """
-
-    gpus: int | None = None
-    nodes: int | None = None
-    node_rank: int | None = None
-    master: str | None = None
-    print_slurm: bool = False
-
-    @property
-    def typed(self) -> str:
-        """The options as typed."""
-        pairs = (
-            ("--gpus", self.gpus),
-            ("--nodes", self.nodes),
-            ("--node-rank", self.node_rank),
-            ("--master", self.master),
-        )
-        return " ".join(f"{name} {value}" for name, value in pairs if value is not None)
-
-    @property
-    def processes(self) -> int:
-        """Processes of the run."""
-        return (self.gpus or 1) * (self.nodes or 1)
-
-
-def launch(request: training.Request, wish: Launch, context: typer.Context, out: Output) -> None:
+def launch(request: TrainingRequest, wish: Launch, context: typer.Context, out: Output) -> None:
     """Run a request in as many processes as were asked for, or as one of them.
 
     Raises:
@@ -152,9 +118,7 @@ def _require_sense(wish: Launch) -> None:
             )
 
 
-def _supervise(
-    request: training.Request, wish: Launch, context: typer.Context, out: Output
-) -> None:
+def _supervise(request: TrainingRequest, wish: Launch, context: typer.Context, out: Output) -> None:
     master = free_address() if wish.master is None else Address.parse(wish.master)
     node_rank = wish.node_rank or 0
     if node_rank == 0:
@@ -179,7 +143,7 @@ def _supervise(
     last_words.say_for(supervise(job), request, wish.typed, out, since)
 
 
-def _device(request: training.Request) -> str:
+def _device(request: TrainingRequest) -> str:
     """``train.device``, so far as it is known before the run is: auto, cpu or cuda."""
     if not request.resume:
         return resolved_recipe(request).recipe.train.device
@@ -192,16 +156,6 @@ def _device(request: training.Request) -> str:
     if recipe is None or not recipe.is_file():
         return "auto"
     return resolve(str(recipe)).recipe.train.device
-
-
-def resolved_recipe(request: training.Request) -> Resolved:
-    """The recipe of a new run.
-
-    Raises:
-        ConfigError: it does not hold.
-    """
-    assert request.recipe is not None
-    return resolve(request.recipe, request.words, request.flags, os.environ, kind=request.kind)
 
 
 def cuda_devices() -> int:
@@ -224,26 +178,3 @@ def _require_gpus(gpus: int) -> None:
             try_="--device cpu, to run the processes on the CPU"
             + (f"; or --gpus {found}" if found else ""),
         )
-
-
-def retype(context: typer.Context, without: Sequence[str] = ()) -> list[str]:
-    """The command line of a verb as it was understood: verb, options, words.
-
-    Args:
-        context: of the verb's call.
-        without: options to leave out, such as ``--gpus``.
-    """
-    options: list[str] = []
-    words: list[str] = []
-    for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        name = next((n for n in parameter.opts if n.startswith("--")), parameter.opts[0])
-        if value is None or value is False or name in without:
-            continue
-        if parameter.param_type_name == "argument":
-            words.extend(map(str, value) if isinstance(value, list | tuple) else [str(value)])
-        elif value is True:
-            options.append(name)
-        else:
-            options.extend([name, str(value)])
-    return [str(context.command.name), *options, *words]

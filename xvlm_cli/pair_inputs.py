@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xvlm_cli.inputs import JUDGED, URL, inputs_of, json_beside, require_ours
-from xvlm_cli.json_lines import Line, from_stdin, require_text
+from xvlm_cli.inputs import JUDGED, inputs_of, json_beside, require_ours
+from xvlm_cli.json_lines import URL, Line, from_stdin, require_text
 from xvlm_cli.output import Output
 from xvlm_core.errors import OutputError, UsageError
 

@@ -135,8 +135,8 @@ def _read(words: Sequence[str], out: Output) -> list[Path]:
         UsageError: a word names no picture, or none was given.
         DataError: a picture that is not there, a folder without any, or a line that is not read.
     """
-    from xvlm_cli.inputs import URL, inputs_of
-    from xvlm_cli.json_lines import from_stdin
+    from xvlm_cli.inputs import inputs_of
+    from xvlm_cli.json_lines import URL, from_stdin
     from xvlm_core.errors import UsageError
 
     paths: list[Path] = []

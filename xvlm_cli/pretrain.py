@@ -106,7 +106,8 @@ def pretrain(
     """
     out = outputs.begin("pretrain", json_document=json_document, quiet=quiet)
     from xvlm_cli import training
-    from xvlm_cli.launching import Launch, launch
+    from xvlm_cli.launching import launch
+    from xvlm_cli.training_request import Launch, TrainingRequest
     from xvlm_core.config.recipes import recipe_names
     from xvlm_core.errors import UsageError
 
@@ -116,7 +117,7 @@ def pretrain(
             f"which recipe? there are {', '.join(names)}", try_=f"xvlm pretrain --recipe {names[0]}"
         )
     overrides, folder = training.split_words(words or (), resume=resume, output=output)
-    request = training.Request(
+    request = TrainingRequest(
         verb="pretrain",
         kind="pretrain",
         recipe=recipe,

@@ -14,7 +14,7 @@ from xvlm_core.errors import CheckpointError, UsageError
 from xvlm_core.train import runs
 
 if TYPE_CHECKING:
-    from xvlm_cli.training import Request
+    from xvlm_cli.training_request import TrainingRequest
 
 FREE = (
     "train.device",
@@ -41,7 +41,7 @@ FREE = (
 _SHOWN = 6
 
 
-def run_to_resume(request: Request) -> runs.RunInfo:
+def run_to_resume(request: TrainingRequest) -> runs.RunInfo:
     """``-o RUN``, else the newest run of the verb's kind that is not finished.
 
     Raises:
@@ -71,7 +71,7 @@ def run_to_resume(request: Request) -> runs.RunInfo:
     )
 
 
-def recipe_to_resume(run: runs.RunInfo, request: Request) -> Resolved:
+def recipe_to_resume(run: runs.RunInfo, request: TrainingRequest) -> Resolved:
     """The recipe that a run was started with, and what harmless was typed besides.
 
     Raises:

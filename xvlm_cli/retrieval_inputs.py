@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xvlm_cli.inputs import RETRIEVED, URL, Item, inputs_of, require_ours
-from xvlm_cli.json_lines import Line, from_stdin, require_text
+from xvlm_cli.inputs import RETRIEVED, Item, inputs_of, require_ours
+from xvlm_cli.json_lines import URL, Line, from_stdin, require_text
 from xvlm_cli.output import Output
 from xvlm_core.errors import DataError, OutputError, UsageError
 

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xvlm_cli import checkpoints, plan
 from xvlm_cli.output import Interrupted, Output, refuse_nonempty
 from xvlm_cli.resuming import nothing_left, recipe_to_resume, run_to_resume
+from xvlm_cli.training_request import TrainingRequest
 from xvlm_core.config.recipes import kind_of_task
 from xvlm_core.config.resolve import Resolved, resolve
 from xvlm_core.config.schema import Recipe
@@ -22,38 +23,19 @@ from xvlm_core.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    LostRankError,
     OutputError,
     XvlmError,
 )
 from xvlm_core.tasks.registry import fingerprints, require_stores
 from xvlm_core.train import runs
 from xvlm_core.train.files import remove_tree
-from xvlm_core.train.launch import ALONE, Place
 
 if TYPE_CHECKING:
     from xvlm_core.train.ranks import Ranks
     from xvlm_core.train.telemetry import Sink, Telemetry
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was typed."""
-
-    verb: str
-    kind: str
-    recipe: str | None
-    words: Sequence[str]
-    flags: Mapping[str, Any]
-    output: Path | None
-    resume: bool
-    overwrite: bool
-    dry_run: bool
-    place: Place = ALONE
-    last_words: Callable[[LostRankError], object] | None = None
-
-
-def train(request: Request, out: Output) -> None:
+def train(request: TrainingRequest, out: Output) -> None:
     """Run a request: check all that can be checked, then train.
 
     Raises:
@@ -77,7 +59,7 @@ class _Ready:
     start_from: Path | None
 
 
-def _checked(request: Request, out: Output) -> _Ready | None:
+def _checked(request: TrainingRequest, out: Output) -> _Ready | None:
     """What a request comes to; None: nothing is left to do."""
     run = run_to_resume(request) if request.resume else None
     if run is not None:
@@ -102,7 +84,7 @@ def _checked(request: Request, out: Output) -> _Ready | None:
     return _Ready(resolved, run, _start_from(resolved, run, out))
 
 
-def refuse_used_output(request: Request) -> None:
+def refuse_used_output(request: TrainingRequest) -> None:
     """The folder of a new run must be absent or empty; one that was barely begun is judged later.
 
     Raises:
@@ -112,7 +94,7 @@ def refuse_used_output(request: Request) -> None:
         refuse_nonempty(request.output, overwrite=request.overwrite)
 
 
-def _check_task(resolved: Resolved, request: Request) -> None:
+def _check_task(resolved: Resolved, request: TrainingRequest) -> None:
     if kind_of_task(resolved.recipe.task) != request.kind:
         other = "finetune" if request.kind == "pretrain" else "pretrain --recipe"
         raise ConfigError(
@@ -146,7 +128,7 @@ def _start_from(
 
 def _train(
     resolved: Resolved,
-    request: Request,
+    request: TrainingRequest,
     out: Output,
     run: runs.RunInfo | None,
     start_from: Path | None,
@@ -169,7 +151,7 @@ def _train(
 
 def _train_here(
     resolved: Resolved,
-    request: Request,
+    request: TrainingRequest,
     out: Output,
     run: runs.RunInfo | None,
     start_from: Path | None,

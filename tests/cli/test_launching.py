@@ -19,6 +19,7 @@ import pytest
 
 from tests.cli.conftest import Result, Run
 from xvlm_cli import launching, training
+from xvlm_cli.training_request import TrainingRequest
 from xvlm_core.train import supervisor
 from xvlm_core.train.launch import Place
 
@@ -311,7 +312,7 @@ def torchrun(xvlm: Run, monkeypatch: pytest.MonkeyPatch) -> Launched:
 def test_under_torchrun_rank_0_prints_and_rank_1_is_silent(torchrun: Launched) -> None:
     places = []
 
-    def train(request: training.Request, out: launching.Output) -> None:
+    def train(request: TrainingRequest, out: launching.Output) -> None:
         places.append(request.place)
         out.result({"rank": request.place.rank}, "done")
 
@@ -327,10 +328,10 @@ def test_under_torchrun_rank_0_prints_and_rank_1_is_silent(torchrun: Launched) -
 def test_under_torchrun_rank_1_says_its_own_errors_only(torchrun: Launched) -> None:
     from xvlm_core.errors import ConfigError, DataError
 
-    def own(request: training.Request, out: object) -> None:
+    def own(request: TrainingRequest, out: object) -> None:
         raise DataError("no cat.jpg", try_="look")
 
-    def common(request: training.Request, out: object) -> None:
+    def common(request: TrainingRequest, out: object) -> None:
         raise ConfigError("optim.lr is negative", try_="optim.lr=1.0e-4")
 
     assert "Error: rank 1: no cat.jpg" in torchrun(own, 1).refusal(4)

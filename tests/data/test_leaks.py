@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from xvlm_core.config.schema import DataSection
+from xvlm_core.config.data_sections import DataSection
 from xvlm_core.data import leaks
 from xvlm_core.data.leaks import find_leaks
 from xvlm_core.data.records import Record

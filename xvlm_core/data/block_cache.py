@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from xvlm_core.errors import OutputError
 
 if TYPE_CHECKING:
-    from xvlm_core.config.schema import DataSection
+    from xvlm_core.config.data_sections import DataSection
 
 _HEADER = struct.Struct(">4sQ")
 _MAGIC = b"xvb1"

@@ -20,7 +20,7 @@ from xvlm_core.data.store import Store
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from xvlm_core.config.schema import DataSection
+    from xvlm_core.config.data_sections import DataSection
 
 HELD_OUT = ("val", "valid", "validation", "dev", "test", "testA", "testB", "test2", "test-dev")
 """Splits that nothing is trained on."""

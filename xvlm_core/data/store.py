@@ -30,7 +30,7 @@ from xvlm_core.data.store_writer import StoreWriter
 from xvlm_core.errors import DataError, XvlmError
 
 if TYPE_CHECKING:
-    from xvlm_core.config.schema import DataSection
+    from xvlm_core.config.data_sections import DataSection
 
 __all__ = ["Manifest", "Store", "StoreWriter"]
 
