@@ -112,7 +112,10 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
     library = _package() / "spice" / "lib"
     missing = [name for name in _SPICE_JARS if not (library / name).is_file()]
     if missing:
-        raise Unavailable(f"SPICE's parser is not there ({missing[0]}), and nothing is downloaded")
+        raise Unavailable(
+            f"SPICE's parser is not there ({missing[0]}), and nothing is downloaded; "
+            "get_stanford_models() of pycocoevalcap.spice.get_stanford_models fetches it"
+        )
     try:
         from pycocoevalcap.spice.spice import Spice
 
