@@ -35,16 +35,19 @@ def questions(loaded: LoadedModel) -> TextStates:
 def one_by_one(
     loaded: LoadedModel, questions: TextStates, question: int, longest: int
 ) -> tuple[list[int], float]:
+    """At most so many words; after the last one the end, if that is the most probable token."""
     ids, total = [loaded.tokenizer.cls_id], 0.0
-    while len(ids) <= longest + 1:
+    while True:
         logits = loaded.model.answer_logits(  # type: ignore[attr-defined]
             questions, PackedTexts.from_lists([ids]), torch.tensor([question])
         )[-1].log_softmax(-1)
-        ids.append(int(logits.argmax()))
+        token = int(logits.argmax())
+        if token != loaded.tokenizer.sep_id and len(ids) == longest + 1:
+            return ids, total
+        ids.append(token)
         total += logits.max().item()
-        if ids[-1] == loaded.tokenizer.sep_id:
-            break
-    return ids, total
+        if token == loaded.tokenizer.sep_id:
+            return ids, total
 
 
 @pytest.mark.parametrize("longest", [1, 3, 10])

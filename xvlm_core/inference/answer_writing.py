@@ -22,7 +22,7 @@ class Written:
 
     Attributes:
         text: may be empty.
-        probability: of all of its tokens, the end included.
+        probability: of all of its tokens, the end included if it came to it.
         is_whole: whether it came to its end.
     """
 
@@ -47,20 +47,24 @@ def write_answers(
     sums = [0.0] * n
     is_open = list(range(n))
     longest = min(max_tokens + 1, model.config.text.max_positions)
-    while is_open and len(texts[is_open[0]]) <= longest:
+    for length in range(1, longest + 1):
+        if not is_open:
+            break
         rows = PackedTexts.from_lists([texts[q] for q in is_open]).to(device)
         own = torch.tensor(is_open, device=device)
         states = model.answer_states(questions, rows, own)
-        ends = rows.packing.first_tokens(device) + len(texts[is_open[0]]) - 1
+        ends = rows.packing.first_tokens(device) + length - 1
         logits_QV = model.decoder.predict_tokens(states.hidden_ND[ends])
         best = logits_QV.log_softmax(-1).max(-1)
         still_open = []
         for q, token, value in zip(
             is_open, best.indices.tolist(), best.values.tolist(), strict=True
         ):
-            sums[q] += value
-            texts[q].append(token)
-            if token != tokenizer.sep_id:
+            is_end = token == tokenizer.sep_id
+            if is_end or length < longest:  # after the last word nothing but the end
+                sums[q] += value
+                texts[q].append(token)
+            if not is_end:
                 still_open.append(q)
         is_open = still_open
     cut_off = set(is_open)
