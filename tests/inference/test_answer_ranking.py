@@ -176,6 +176,16 @@ def test_a_state_that_answers_share_is_looked_up_once_and_no_portion_is_too_larg
     monkeypatch.setattr(answer_ranking, "_MOST_SCORES", 6 * TOKENIZER.vocab_size)
     ranked(model, questions, candidates, scheme="exact")
     assert max(seen) <= 6
+    tokens: list[int] = []
+    monkeypatch.setattr(answer_ranking, "_MOST_SCORES", 1 << 20)
+    monkeypatch.setattr(answer_ranking, "_MOST_TOKENS", 9)
+    monkeypatch.setattr(
+        model,
+        "answer_states",
+        lambda own, texts, of: (tokens.append(texts.packing.n_tokens), states(own, texts, of))[1],
+    )
+    ranked(model, questions, candidates, scheme="exact")
+    assert max(tokens) <= 9, "tokens are bounded, too"
 
 
 def test_equal_answers_come_in_the_order_of_the_list(

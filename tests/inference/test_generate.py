@@ -211,11 +211,12 @@ def test_a_text_ends_with_the_end_also_where_there_is_no_more_room(captioner: Ca
     never = [[0.0, 0.0, 0.0, -50.0, 0.0, 5.0, 0.0, 0.0]] * 20
     (one,) = greedy(FixedSpeaker(captioner, never), [2], Lengths(END, 6, 5))
     assert one.ids == (2, 5, 5, 5, 5, END)
+    assert one.drawn == (2, 5, 5, 5, 5, 5), "what is learnt from"
     probability = torch.tensor(never[0]).log_softmax(-1)[5].item()
     assert one.logprobs == pytest.approx([probability] * 5), "of the token that was drawn"
     at_once = [[0.0, 0.0, 0.0, 50.0, 0.0, 5.0, 0.0, 0.0]] * 20
     (one,) = greedy(FixedSpeaker(captioner, at_once), [2], Lengths(END, 6, 5))
-    assert one.ids == (2, END), "there is no least length here"
+    assert one.ids == one.drawn == (2, END), "there is no least length here"
 
 
 def test_beams_do_not_end_before_the_least_length(captioner: Captioner) -> None:
@@ -242,6 +243,32 @@ def test_an_end_that_is_not_among_the_best_so_many_does_not_count(captioner: Cap
     second = [[0.0, 0.0, 0.0, 2.9, 0.0, 3.0, 0.0, 0.0]] * 20
     (found,) = beam_search(FixedSpeaker(captioner, second), [2], Lengths(END, 6, 1), 1)
     assert [one.ids for one in found] == [(2, 5, 5, 5, 5, 5)]
+
+
+def test_an_end_below_the_beams_is_forgotten_even_if_all_that_follows_is_worse(
+    captioner: Captioner,
+) -> None:
+    first = [0.0, 0.0, 0.0, 2.9, 0.0, 3.0, 0.0, 0.0]
+    flat = [0.0, 0.0, 0.0, -50.0, 0.0, 0.1, 0.0, 0.0]
+    speaker = FixedSpeaker(captioner, [first, *[flat] * 9])
+    (found,) = beam_search(speaker, [2], Lengths(END, 6, 1), 1)
+    assert [one.ids for one in found] == [(2, 5, 5, 5, 5, 5)]
+
+
+def test_a_search_is_done_when_nothing_that_goes_on_is_better_at_the_present_length(
+    captioner: Captioner,
+) -> None:
+    """As released, although a longer text would have been better: its length is not foreseen."""
+    first = [0.0, 0.0, 0.0, 3.0, 0.0, 2.9, 0.0, 0.0]
+    certain = [[0.0] * 5 + [50.0] + [0.0] * 2, [0.0] * 3 + [50.0] + [0.0] * 4]
+    speaker = FixedSpeaker(captioner, [first, *certain, *certain])
+    (found,) = beam_search(speaker, [2], Lengths(END, 6, 1), 1)
+    assert [one.ids for one in found] == [(2, END)]
+    (found,) = beam_search(speaker, [2], Lengths(END, 6, 1), 2)
+    assert found[0].ids == (2, 5, 5, END), "of two beams one has ended: the other goes on"
+    first[5] = 3.1  # what goes on is the better one now
+    (found,) = beam_search(FixedSpeaker(captioner, [first, *certain]), [2], Lengths(END, 4, 1), 1)
+    assert [one.ids for one in found] == [(2, 5, 5, END)]
 
 
 def test_draws_are_as_frequent_as_they_are_probable(captioner: Captioner) -> None:
