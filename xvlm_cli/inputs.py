@@ -95,7 +95,7 @@ def read(
             lines += [_item(line, asking) for line in from_stdin(asking.line)]
         elif URL.match(word):
             raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
-        elif (found := inputs_of(word, out)) is not None:
+        elif (found := inputs_of(word, out, asking.noun)) is not None:
             pictures += found
         else:
             phrases.append(word)
@@ -117,8 +117,15 @@ def read(
     return [Item(path, tuple(phrases)) for path in unique] + lines
 
 
-def inputs_of(word: str, out: Output) -> list[Path] | None:
-    """The pictures that a word names; None where it is a phrase."""
+def inputs_of(word: str, out: Output, noun: str | None = "phrase") -> list[Path] | None:
+    """The pictures that a word names; None where it is a phrase.
+
+    Args:
+        word: as typed.
+        out: where annotated pictures that are left out are told.
+        noun: what a text is called here, for messages; None: none can be asked.
+    """
+    meant = f"; if it is meant as a {noun}, --phrase" if noun else ""
     if not word.strip():
         return None
     path = Path(word)
@@ -128,7 +135,7 @@ def inputs_of(word: str, out: Output) -> list[Path] | None:
         if path.is_file():
             return [path]
         if path.is_dir():
-            return _in_folder(path, out)
+            return _in_folder(path, out, meant)
     except (OSError, ValueError):  # too long for a name, or a null character: a phrase
         return None
     is_picture_name = path.suffix.lower() in SUFFIXES
@@ -141,25 +148,25 @@ def inputs_of(word: str, out: Output) -> list[Path] | None:
             raise DataError(
                 f"no file matches {word}",
                 where=str(Path.cwd()),
-                try_=f"ls {path.parent}; if it is meant as a phrase, --phrase",
+                try_=f"ls {path.parent}{meant}",
             )
         return None
     if word.endswith("/"):
         raise DataError(
             f"folder {word} is not there",
             where=str(path.absolute()),
-            try_="the path of a folder; if it is meant as a phrase, --phrase",
+            try_=f"the path of a folder{meant}",
         )
     if is_picture_name:
         raise DataError(
             f"picture {word} is not there",
             where=str(path.absolute()),
-            try_="the path of a picture; if it is meant as a phrase, --phrase",
+            try_=f"the path of a picture{meant}",
         )
     return None
 
 
-def _in_folder(folder: Path, out: Output) -> list[Path]:
+def _in_folder(folder: Path, out: Output, meant: str) -> list[Path]:
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
     pictures = [file for file in files if not file.name.endswith(OURS)]
     if len(files) > len(pictures):
@@ -168,7 +175,7 @@ def _in_folder(folder: Path, out: Output) -> list[Path]:
         raise DataError(
             f"no picture in the folder {folder}",
             where=str(folder.absolute()),
-            try_="another folder; if the word is meant as a phrase, --phrase",
+            try_=f"another folder{meant}",
         )
     return pictures
 

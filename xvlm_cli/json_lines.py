@@ -65,6 +65,8 @@ class Line:
             UsageError: one of them is no text, or nothing is left of it.
         """
         found = self.fields.get(key)
+        if isinstance(found, str):
+            raise self.lacks(f"the {key} of the line are one text, not a list")
         if not isinstance(found, list) or not found:
             raise self.lacks(f"no {key} in the line")
         for text in found:
@@ -96,6 +98,12 @@ def from_stdin(example: str) -> list[Line]:
 def _line(line: str | bytes, where: str, example: str) -> Line:
     try:
         value: Any = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 (byte {error.start})",
+            where=where,
+            try_="iconv -f LATIN1 -t UTF-8 FILE | xvlm predict ... -",
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=where, try_=example) from error
     return Line(where, value if isinstance(value, dict) else _NOTHING, example)

@@ -148,7 +148,7 @@ def _read(words: Sequence[str], out: Output) -> list[Path]:
             ]
         elif URL.match(word):
             raise UsageError(f"{word} is a URL; nothing is fetched", try_="save the picture first")
-        elif (found := inputs_of(word, out)) is not None:
+        elif (found := inputs_of(word, out, None)) is not None:
             paths += found
         else:
             raise UsageError(f"{word!r} is neither a picture nor a folder", try_=_EXAMPLE)

@@ -10,6 +10,9 @@ from PIL import Image
 
 from tests.cli.conftest import Run
 from tests.tasks.captions import write_captioner
+from xvlm_cli.predict_caption import CaptionOptions, _how
+from xvlm_core.inference.generate import Sampling
+from xvlm_core.inference.writing import How
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +64,8 @@ def test_an_unreadable_picture_is_named_and_the_rest_is_described(
     ]
     assert "photos/1.png" in document["error"]["what"]
     assert document["error"]["where"] == "2 of 3 pictures were described"
+    (failed,) = document["result"]["failed"]
+    assert "photos/1.png" in failed
     (photos / "0.png").write_bytes(b"")
     (photos / "2.png").write_bytes(b"")
     done = xvlm(*WORDS, "photos", "-c", captioner)
@@ -87,6 +92,17 @@ def test_searches_find_what_they_are_asked_for(xvlm: Run, photos: Path, captione
     assert captions("--temperature", "0.0001") == captions("--search", "greedy")
     longest = max(len(row[0].split()) for row in captions("--max-length", "8"))
     assert longest <= 4
+
+
+def test_every_option_reaches_the_search() -> None:
+    given = {
+        "beams": 5, "captions": 4, "temperature": 0.7, "top_k": 11, "top_p": 0.8, "seed": 9,
+        "max_length": 17, "min_length": 3,
+    }  # fmt: skip
+    assert _how(CaptionOptions(search="sample", **given)) == How(  # type: ignore[arg-type]
+        "sample", 5, 4, Sampling(0.7, 11, 0.8), 9, 17, 3
+    )
+    assert _how(CaptionOptions()) == How(), "what is not said is what the library takes"
 
 
 def test_json_lines_on_standard_input(
@@ -131,7 +147,9 @@ def test_dry_run_names_pictures_and_model(xvlm: Run, photos: Path, captioner: Pa
 def test_what_makes_no_sense_is_refused_in_one_line(
     xvlm: Run, photos: Path, captioner: Path, words: tuple[str, ...], code: int, said: str
 ) -> None:
-    assert said in xvlm(*WORDS, *words, "-c", captioner).refusal(code)
+    refused = xvlm(*WORDS, *words, "-c", captioner).refusal(code)
+    assert said in refused
+    assert "meant as" not in refused, "a caption asks for no phrase"
 
 
 def test_options_of_captions_are_refused_elsewhere(xvlm: Run, photos: Path) -> None:

@@ -138,6 +138,28 @@ def test_a_list_that_is_none_is_refused_and_its_file_named(
     assert "--help" not in refused
 
 
+def test_words_that_the_model_does_not_know_are_said(
+    xvlm: Run, shots: list[str], answerer: Path
+) -> None:
+    words = ("predict", "vqa", "a.png", "is there a \u4e9e", COLOUR, "-c", answerer)
+    document = xvlm(*words, "--json").document()
+    assert "words that the model does not know: \u4e9e" in document["warnings"]
+    asked = document["result"]["images"][0]["questions"]
+    assert [question["unknown_words"] for question in asked] == [["\u4e9e"], []]
+
+
+def test_each_answer_of_the_table_has_its_own_probability(
+    xvlm: Run, shots: list[str], answerer: Path
+) -> None:
+    words = ("predict", "vqa", "a.png", COLOUR, "-c", answerer, "--top", 3)
+    (asked,) = xvlm(*words, "--json").document()["result"]["images"][0]["questions"]
+    lines = xvlm(*words).out.splitlines()
+    for place, one in enumerate(asked["answers"]):
+        (row,) = [line for line in lines if line.endswith(f"{one['probability']:.3f}")]
+        assert one["answer"] in row
+        assert (COLOUR in row) == (place == 0), "the question stands beside the best answer"
+
+
 def test_an_unreadable_picture_is_named_and_the_rest_is_answered(
     xvlm: Run, shots: list[str], answerer: Path
 ) -> None:
@@ -147,6 +169,7 @@ def test_an_unreadable_picture_is_named_and_the_rest_is_answered(
     document = json.loads(done.out)
     assert [row["image"] for row in document["result"]["images"]] == ["a.png"]
     assert document["error"]["what"] == "picture torn.png: not an image"
+    assert document["result"]["failed"] == ["picture torn.png: not an image"]
     assert "1 of 2 pictures were answered" in document["error"]["where"]
 
 
@@ -160,6 +183,7 @@ def test_an_unreadable_picture_is_named_and_the_rest_is_answered(
         ([COLOUR], 2, "no picture was given"),
         (["a.png", "http://x/b.png", COLOUR], 2, "is a URL"),
         (["gone.png", COLOUR], 4, "gone.png is not there"),
+        (["gone.png", COLOUR], 4, "meant as a question, --phrase"),
         (["a.png", COLOUR, "-o", "out"], 2, "vqa writes no files"),
         (["a.png", COLOUR, "--answers", "gone.txt"], 4, "cannot read gone.txt"),
     ],
@@ -186,6 +210,21 @@ def test_a_bad_line_is_named(
 ) -> None:
     stdin(monkeypatch, text)
     assert "standard input" in xvlm("predict", "vqa", "-", "-c", answerer).refusal(code)
+
+
+def test_what_is_wrong_with_a_line_is_said_in_plain_words(
+    xvlm: Run, answerer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = b'{"image": "a.png", "questions": ["red?"]}\n'
+    bad = good.replace(b"red", b"caf\xe9")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(good + bad)))
+    said = xvlm("predict", "vqa", "-", "-c", answerer).refusal(4)
+    assert "not UTF-8 (byte 37)" in said
+    assert "standard input, line 2" in said
+    assert "codec" not in said
+    stdin(monkeypatch, {"image": "a.png", "questions": "red?"})
+    said = xvlm("predict", "vqa", "-", "-c", answerer).refusal(4)
+    assert "questions of the line are one text, not a list" in said
 
 
 def test_a_model_without_a_list_says_how_to_give_one(
