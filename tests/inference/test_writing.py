@@ -75,6 +75,21 @@ def test_the_best_of_several_comes_first(folder: Path) -> None:
             assert scores == sorted(scores, reverse=True)
 
 
+def test_a_caption_of_beams_has_the_least_length(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for least in (6, 9):
+        made = writer(folder, min_length=least, max_length=12)
+        end = made.tokenizer.sep_id
+        assert made.model.text.lm_head is not None
+        with torch.no_grad():
+            made.model.text.lm_head.bias[end] += 1e4
+        monkeypatch.setattr(made.tokenizer, "decode", lambda ids: " ".join(map(str, ids)))
+        said = made.describe(PICTURES[0]).text.split()
+        assert len(said) == least - len(made.prompt) + 1, "it ends as soon as it may"
+        assert said[-1] == str(end)
+
+
 def test_samples_follow_the_seed(folder: Path) -> None:
     one, again, other = (
         [c.text for c in writer(folder, search="sample", seed=seed).describe_many(PICTURES)]

@@ -11,6 +11,7 @@ import pytest
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
+from tests.data.painted import painted_record, painted_store
 from tests.tasks.recipes import records, write_stores
 from xvlm_core.data.store import Store
 from xvlm_core.metrics.caption.frequencies import DocumentFrequencies
@@ -103,3 +104,21 @@ def test_a_document_is_a_picture_of_the_training_split(tmp_path: Path) -> None:
     assert frequencies.weight((seen,)) == pytest.approx(math.log(7 / 2))
     once = [word for word, n in counted.items() if n == 1]
     assert all(frequencies.weight((word,)) == frequencies.weight((other,)) for word in once)
+
+
+def test_documents_are_cut_as_captions_are_and_a_picture_without_any_is_none(
+    tmp_path: Path,
+) -> None:
+    pictures = tmp_path / "pictures"
+    made = [
+        painted_record(pictures, "a", [], captions=("red star near blue", "?!")),
+        painted_record(pictures, "b", [], captions=("Red star near blue!",)),
+        painted_record(pictures, "c", [], captions=("?!",)),
+    ]
+    frequencies = CaptionReward.of_stores(
+        [painted_store(tmp_path / "s", pictures, made)], "train", 3
+    ).frequencies
+    assert frequencies.documents == 2
+    assert {" ".join(gram) for gram in frequencies.pictures_with if len(gram) > 2} == {
+        "red star near", "star near <eos>", "red star near <eos>"
+    }  # fmt: skip

@@ -22,6 +22,9 @@ from tests.tasks.questions import (
 from xvlm_core.config.schema import ScoringSection
 from xvlm_core.data.store import Store
 from xvlm_core.errors import DataError
+from xvlm_core.inference.answer_ranking import rank_answers
+from xvlm_core.inference.answer_writing import write_answers
+from xvlm_core.models.text import TextStates
 from xvlm_core.models.vqa import VQA
 from xvlm_core.tasks.evaluations import evaluation_class
 from xvlm_core.tasks.registry import build_task
@@ -112,6 +115,20 @@ def test_accuracy_by_kind_and_the_best_constant_of_hand_made_answers() -> None:
         score([made[0], made[0]], "val")
 
 
+def test_the_questions_of_a_picture_are_drawn_together_for_an_interval() -> None:
+    """40 pictures of six questions each; those of every other one are answered, all of them."""
+    made = [
+        answer(f"{n}-{k}", "red" if n % 2 else "blue", ["red"] * 10, record=f"p{n}")
+        for n in range(40)
+        for k in range(6)
+    ]
+    half = 1.96 * (0.25 / 40) ** 0.5
+    for name in ("accuracy", "exact match"):
+        found = score(made, "val")[name]
+        assert found.value == 0.5
+        assert found.interval == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
+
+
 def test_what_each_of_the_people_said_follows_from_the_shares(tmp_path: Path) -> None:
     records = [
         asked(
@@ -189,6 +206,8 @@ def test_questions_without_an_id_of_their_own_get_one(tmp_path: Path) -> None:
     store = painted_store(tmp_path / "s", tmp_path, made)
     ids = [r["id"] for r in evaluation_of(store).references()]
     assert ids == ["x#0", "x#1", "2", "y#0", "3"], "the same id twice tells nothing apart"
+    own = [r["question_id"] for r in evaluation_of(store).references()]
+    assert own == ["1", "x#1", "2", "1", "3"], "what the test server knows"
     twice = VqaEvaluation(
         [store, painted_store(tmp_path / "t", tmp_path, made[1:])],
         "val",
@@ -200,6 +219,7 @@ def test_questions_without_an_id_of_their_own_get_one(tmp_path: Path) -> None:
     )
     both = [r["id"] for r in twice.references()]
     assert len(set(both)) == len(both) == 7
+    assert [r["question_id"] for r in twice.references()][-2:] == ["1", "3"]
 
 
 def test_the_file_of_the_test_server_has_numbers_for_ids() -> None:
@@ -245,6 +265,38 @@ def test_every_scheme_answers_every_question(scheme: str, tmp_path: Path, model:
     assert all(0 < p["probability"] <= 1 for p in found.predictions)
     if scheme != "open":
         assert {p["answer"] for p in found.predictions} <= set(ANSWERS)
+
+
+@pytest.mark.parametrize("scheme", ["exact", "two-step", "released", "open"])
+def test_the_answer_is_the_best_of_the_scheme_that_was_asked_for(
+    scheme: str, tmp_path: Path, model: VQA
+) -> None:
+    evaluation = evaluation_of(write_questions(tmp_path), scheme=scheme, k=3)
+    (batch,) = evaluation.validation()
+    with torch.no_grad():
+        found = [(p["answer"], p["probability"]) for p in evaluation.predict(model, batch)]
+        states = model.read(batch.pictures_ICHW, batch.texts, batch.picture_of_question_Q)
+        best = {"open": written(model, states, evaluation)}
+        for name in ("exact", "two-step", "released"):
+            ranking = rank_answers(model, states, evaluation.candidates(), scheme=name, k=3)  # type: ignore[arg-type]
+            answers = [ANSWERS[n] for n in ranking.answer_QK[:, 0].tolist()]
+            best[name] = list(zip(answers, ranking.probability_QK[:, 0].tolist(), strict=True))
+    assert found == best[scheme]
+    assert all(found != other for name, other in best.items() if name != scheme)
+
+
+def written(model: VQA, states: TextStates, evaluation: VqaEvaluation) -> list[tuple[str, float]]:
+    return [(w.text, w.probability) for w in write_answers(model, states, evaluation.tokenizer)]
+
+
+def test_the_settings_of_the_scoring_reach_the_ranking(tmp_path: Path) -> None:
+    store = write_questions(tmp_path)
+    task = build_task(questions_recipe(tmp_path))
+    scoring = ScoringSection(candidates=3, scheme="two-step")
+    made = VqaEvaluation.of_model([store], "val", task.tokenizer, task.info(), scoring=scoring)
+    assert (made.k, made.scheme) == (3, "two-step")
+    assert made.max_answer_tokens == task.config.text.max_positions == 64
+    assert made.max_tokens == 12, "a list may have longer answers than questions are"
 
 
 def test_a_longer_question_may_be_asked_than_is_learnt_from(tmp_path: Path) -> None:
