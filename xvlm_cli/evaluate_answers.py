@@ -155,6 +155,7 @@ def of_file(
         [evaluation.references() for evaluation in evaluations.values()],
         kind.NO_ANSWER,
         allow_missing=request.allow_missing,
+        left_out=[evaluation.left_out for evaluation in evaluations.values()],
     )
     missing = set(joined.missing)
     return {

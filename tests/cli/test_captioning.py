@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import Run
 
@@ -85,3 +86,30 @@ def test_the_second_stage_wants_a_first_one(xvlm: Run, world_root: Path) -> None
     said = xvlm(*words, "captioning.stage=self_critical").refusal(5)
     assert "no captioning run" in said
     assert "xvlm finetune caption" in said
+
+
+def test_a_caption_of_a_picture_without_references_is_left_out_and_named(
+    xvlm: Run, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (40, 30), colour).save(pictures / f"{name}.png")
+    rows = [
+        {"image": "a.png", "text": "a red square"},
+        {"image": "b.png", "text": "blue", "box": [1, 1, 30, 20]},
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--annotations", "rows.jsonl", "--images", pictures, "-o", "store")
+    assert xvlm("prepare-data", "jsonl", *words, "--split", "val").code == 0
+    records = Path("store/records-00000.jsonl").read_text().splitlines()
+    names = [json.loads(line)["id"] for line in records]
+    captions = [json.dumps({"id": name, "caption": "a red square"}) for name in names]
+    Path("captions.jsonl").write_text("\n".join(captions))
+    words = ("--data", "store", "--split", "val", "--predictions", "captions.jsonl", "--no-java")
+    done = xvlm("evaluate", "caption", *words, "--json")
+    assert done.code == 0, done.err
+    result = done.document()["result"]
+    assert result["scores"]["BLEU-1"]["n"] == 1
+    assert result["dropped"] == {"no reference caption": 1}
+    assert names[1] in done.err

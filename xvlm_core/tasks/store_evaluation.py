@@ -21,12 +21,14 @@ class StoreEvaluation(Evaluation, Protocol):
         of_pairs: whether its records are those of two pictures.
         dropped: items that could not be asked, by reason.
         examples: some of them, named.
+        left_out: ids of all of them.
     """
 
     NO_ANSWER: ClassVar[dict[str, Any]]
     of_pairs: ClassVar[bool]
     dropped: Counter[str]
     examples: list[str]
+    left_out: set[str]
 
     @classmethod
     def of_model(
