@@ -208,6 +208,11 @@ def _train_here(
         raise
     finally:
         telemetry.close()
+    if recipe.data.validation and not _is_validated(result):
+        out.warn(
+            "no figure was taken: there is nothing to compare answers with in split "
+            f"{recipe.data.validation_split} of {', '.join(recipe.data.validation)}"
+        )
     _report(run, result, task.notes, out, request.verb)
 
 
@@ -345,6 +350,12 @@ def _report(run: runs.RunInfo, result: Any, notes: Sequence[str], out: Output, v
             result.interrupted_by,
             try_=f"xvlm {verb} --resume -o {run.folder}",
         )
+
+
+def _is_validated(result: Any) -> bool:
+    """Whether there was something to validate with, or is still to be: the run was stopped."""
+    tried = result.scores or result.validation_dropped
+    return bool(tried) or result.interrupted_by is not None
 
 
 def _warn_of_dropped(result: Any, out: Output) -> None:

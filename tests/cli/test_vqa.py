@@ -128,3 +128,20 @@ def test_what_would_be_asked_and_learnt_is_said(xvlm: Run, store: Path, answerer
     plan = xvlm("finetune", "vqa", "--dry-run", *changes)
     assert plan.code == 0, plan.err
     assert "2 pictures with up to 1 of their questions each" in plan.out
+
+
+def test_a_validation_without_a_figure_and_answers_alike_are_said(xvlm: Run, store: Path) -> None:
+    words = (
+        "finetune", "world-vqa", "--max-steps", "1", f"data.root={store.parent}",
+        "data.questions.stores=[asked]", "data.validation=[asked]", "init.checkpoint=null",
+        "data.workers=0", "data.questions.batch_size=1",
+    )  # fmt: skip
+    Path("alike.txt").write_text("red\nblue\nRed\n")
+    said = xvlm(*words, "scoring.answers=alike.txt").refusal(4)
+    assert "reads like 'red': 'Red'" in said
+    assert "Where: alike.txt" in said
+    done = xvlm(*words, "data.validation_split=test", "--json")
+    assert done.code == 0, done.err
+    assert done.document()["result"]["scores"] == {}
+    assert "nothing to compare answers with in split test of asked" in done.err
+    assert "no figure" not in xvlm(*words).err

@@ -53,13 +53,20 @@ class Candidates:
     end: int
 
     @classmethod
-    def of(cls, answers: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> Candidates:
+    def of(
+        cls,
+        answers: Sequence[str],
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        where: str | None = None,
+    ) -> Candidates:
         """Make tokens of answers.
 
         Args:
             answers: two at least.
             tokenizer: of the model.
             max_tokens: that its decoder reads, CLS included.
+            where: the file that they are from, for messages.
 
         Raises:
             DataError: fewer than two; or one is empty, comes twice, or is too long for the model;
@@ -83,12 +90,14 @@ class Candidates:
             raise DataError(
                 f"an answer to choose from {problems[0]}" if len(problems) == 1 else what,
                 details=problems[:5] if len(problems) > 1 else (),
+                where=where,
                 try_="take it out of the list, or text.tokenizer=bert-base-uncased",
             )
         if len(tokens) < 2:
             raise DataError(
                 f"a list of {len(tokens) or 'no'} answer{'s' * (not tokens)}: there is nothing to "
                 "choose from",
+                where=where,
                 try_="scoring.answers=FILE  (one answer a line)",
             )
         return cls(tuple(answers), tuple(tokens), tokenizer.sep_id)

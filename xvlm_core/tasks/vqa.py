@@ -46,9 +46,10 @@ class VqaTask(RecipeTask):
 
     def _require_candidates(self) -> None:
         """Look at the answers to choose from before a run that would end without a figure."""
-        stores = self.streams["questions"]
-        if stores and self.recipe.scoring.scheme != "open":
-            Candidates.of(self._known_answers(), self.tokenizer, self.config.text.max_positions)
+        stores, scoring = self.streams["questions"], self.recipe.scoring
+        if stores and scoring.scheme != "open":
+            most = self.config.text.max_positions
+            Candidates.of(self._known_answers(), self.tokenizer, most, scoring.answers)
 
     def _known_answers(self) -> tuple[str, ...]:
         stores = self.streams["questions"]

@@ -72,6 +72,7 @@ class VqaEvaluation(SplitItems):
         self.k = k
         self.max_answer_tokens = max_answer_tokens
         self.train_split = train_split
+        self.answers_file: str | None = None
         self._candidates: Candidates | None = None
         self._repeated: frozenset[tuple[str, str]] | None = None
 
@@ -110,6 +111,7 @@ class VqaEvaluation(SplitItems):
         )
         if scoring.answers is not None:
             made.answers = answers_to_choose_from(scoring.answers, stores, made.train_split)
+            made.answers_file = scoring.answers
         return made
 
     def candidates(self) -> Candidates:
@@ -121,7 +123,9 @@ class VqaEvaluation(SplitItems):
         if self._candidates is None:
             stores = list({id(place.store): place.store for place in self.places}.values())
             answers = self.answers or answers_to_choose_from(None, stores, self.train_split)
-            self._candidates = Candidates.of(answers, self.tokenizer, self.max_answer_tokens)
+            self._candidates = Candidates.of(
+                answers, self.tokenizer, self.max_answer_tokens, self.answers_file
+            )
         return self._candidates
 
     # ------------------------------------------------------------------ items
