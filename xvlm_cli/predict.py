@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ import typer
 from xvlm_cli import output as outputs
 from xvlm_cli.options import DownloadOption, DryRunOption, JsonOption, OverwriteOption, QuietOption
 from xvlm_cli.options import complete_run as complete_model
-from xvlm_cli.predict_caption import CaptionOptions
+from xvlm_cli.predict_request import CaptionOptions, Request
 
 TASKS = {
     "grounding": "xvlm_cli.predict_grounding",
@@ -23,54 +22,6 @@ TASKS = {
     "caption": "xvlm_cli.predict_caption",
 }
 """What can be predicted, and the module that does it: its ``run(request, out)``."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was typed; each task takes its part of it.
-
-    Attributes:
-        task: one of :data:`TASKS`.
-        words: inputs and texts, as they came.
-        phrases: texts that are also names of files.
-        checkpoint: the model, if named.
-        output: where files go.
-        no_files: write none.
-        download: fetch the model from the hub if it is not here.
-        device: auto, cpu or cuda.
-        overwrite: replace files that are there.
-        dry_run: say what would be done.
-        explain: grounding: the heat map of each word.
-        proposals: grounding: boxes to choose from (a store).
-        top: retrieval and vqa: answers to a question.
-        index: retrieval: folder of the index.
-        rebuild: retrieval: make it anew.
-        region: retrieval: which part of the picture answers.
-        answers: vqa: file of the answers to choose from.
-        open_answers: vqa: written word by word, without a list.
-        captioning: caption: how captions are looked for.
-    """
-
-    task: str
-    words: tuple[str, ...]
-    phrases: tuple[str, ...]
-    checkpoint: str | None
-    output: Path | None
-    no_files: bool
-    download: bool
-    device: str
-    overwrite: bool
-    dry_run: bool
-    explain: bool
-    proposals: str | None
-    top: int
-    index: Path | None
-    rebuild: bool
-    region: bool
-    answers: Path | None
-    open_answers: bool
-    captioning: CaptionOptions = field(default_factory=CaptionOptions)
-
 
 _TASK_OF = {
     "--explain": "grounding",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xvlm_cli.output import Output, table
 from xvlm_cli.progress import Progress
@@ -15,67 +14,12 @@ from xvlm_cli.unreadable import raise_problems, read_in_batches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xvlm_cli.predict import Request
+    from xvlm_cli.predict_request import CaptionOptions, Request
     from xvlm_core.inference.writing import How
 
 _BATCH = 16
 _EXAMPLE = 'xvlm predict caption "photos/*.jpg"'
 _LINE = '{"image": "a.jpg"}'
-
-
-@dataclass(frozen=True)
-class CaptionOptions:
-    """How captions are looked for, as it was typed.
-
-    Attributes:
-        search: beams, the most probable word at each step, or draws.
-        beams: of the search.
-        captions: of each picture.
-        temperature: samples: that scores are divided by.
-        top_k: samples: only the most probable so many words; None: all.
-        top_p: samples: only the most probable words that have this probability together.
-        seed: of the draws.
-        max_length: the most tokens, with CLS and the prompt.
-        min_length: beams: a caption of fewer tokens goes on.
-    """
-
-    search: Literal["beam", "greedy", "sample"] = "beam"
-    beams: int = 3
-    captions: int = 1
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int = 0
-    max_length: int = 20
-    min_length: int = 5
-
-    @classmethod
-    def of(cls, *, search: str | None, **given: Any) -> CaptionOptions:
-        """Of options that were given, or None: what is said of samples alone asks for samples.
-
-        Raises:
-            UsageError: no such search, or an option that it has no use for.
-        """
-        from xvlm_core.errors import UsageError
-
-        known = {name: value for name, value in given.items() if value is not None}
-        drawn = [name for name in ("temperature", "top_k", "top_p", "seed") if name in known]
-        wanted = search or ("sample" if drawn else "beam")
-        if wanted not in ("beam", "greedy", "sample"):
-            raise UsageError(
-                f"no search {wanted!r}; there is beam, greedy, sample", try_="--search beam"
-            )
-        searched = [name for name in ("beams", "min_length") if name in known]
-        useless: list[str] = [*searched] if wanted == "sample" else [*drawn]
-        if wanted == "greedy":
-            useless = [*drawn, *searched]
-        if useless:
-            option = "--" + useless[0].replace("_", "-")
-            other = "beam" if useless[0] in searched else "sample"
-            raise UsageError(
-                f"{option} is for --search {other}, not for {wanted}", try_=f"--search {other}"
-            )
-        return cls(search=wanted, **known)  # type: ignore[arg-type]
 
 
 def run(request: Request, out: Output) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xvlm_cli.inputs import Item
-    from xvlm_cli.predict import Request
+    from xvlm_cli.predict_request import Request
     from xvlm_core.inference.proposals import ProposalIndex
 
 _BATCH = 16

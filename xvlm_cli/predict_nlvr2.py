@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xvlm_cli.pair_inputs import Pair
-    from xvlm_cli.predict import Request
+    from xvlm_cli.predict_request import Request
 
 _BATCH = 16
 _Shown = tuple[int, "Pair", Any, Any]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xvlm_cli.inputs import Item
-    from xvlm_cli.predict import Request
+    from xvlm_cli.predict_request import Request
     from xvlm_cli.retrieval_inputs import Asked
     from xvlm_core.inference.collection import Plan, Scanned
     from xvlm_core.inference.reading import ReadText

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xvlm_cli.inputs import Item
-    from xvlm_cli.predict import Request
+    from xvlm_cli.predict_request import Request
     from xvlm_core.inference.answerer import Answerer
 
 _BATCH = 16

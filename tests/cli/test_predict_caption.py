@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.cli.conftest import Run
 from tests.tasks.captions import write_captioner
-from xvlm_cli.predict_caption import CaptionOptions, _how
+from xvlm_cli.predict_caption import _how
+from xvlm_cli.predict_request import CaptionOptions
 from xvlm_core.inference.generate import Sampling
 from xvlm_core.inference.writing import How
 
