@@ -109,6 +109,8 @@ def test_accuracy_by_kind_and_the_best_constant_of_hand_made_answers() -> None:
     assert scores["baseline: one answer"].value == pytest.approx(2 / 4)
     assert "'red'" in scores["baseline: one answer"].convention
     assert {s.split for s in scores.values()} == {"val"}
+    behind = [answer(id, "", [id, *["no"] * 9]) for id in "ab"]
+    assert "'no'" in score(behind, "val")["baseline: one answer"].convention, "of all people"
     assert score(made[-1:], "test") == {}
     assert set(score(made[:1], "val")) == {"accuracy", "exact match", "baseline: one answer"}
     with pytest.raises(AssertionError, match="twice"):

@@ -166,12 +166,12 @@ def brute_cider(candidates, references, documents, clipped):
         total = 0.0
         for n in range(1, 5):
             every = sorted({g for d in [*documents, own, [words]] for r in d for g in grams(r, n)})
-            have = [sum(any(grams(r, n)[g] for r in d) for d in documents) for g in every]
+            seen = [{g for r in d for g in grams(r, n)} for d in documents]
+            have = [sum(g in document for document in seen) for g in every]
             idf = np.log(len(documents)) - np.log(np.maximum(1, have))
-            vector = lambda r, n=n, every=every, idf=idf: idf * [grams(r, n)[g] for g in every]  # noqa: E731
-            mine = vector(words)
-            for reference in own:
-                theirs = vector(reference)
+            counted = [grams(r, n) for r in (words, *own)]
+            mine, *others = (idf * [times[g] for g in every] for times in counted)
+            for reference, theirs in zip(own, others, strict=True):
                 norm = np.linalg.norm(mine) * np.linalg.norm(theirs)
                 first = np.minimum(mine, theirs) if clipped else mine
                 cosine = first @ theirs / norm if norm else 0.0
