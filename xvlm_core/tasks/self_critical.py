@@ -134,6 +134,9 @@ class SelfCritical:
         else:
             best = [[one] for one in self._greedy(model, batch.pictures_ICHW)]
             baseline_In = self._rewards(best, batch.references).to(reward_In).expand(-1, n)
+        # before PyTorch 2.11 autocast keeps what it cast without a gradient, and what is computed
+        # with one from it would not reach the weights
+        torch.clear_autocast_cache()
         packed = PackedTexts.from_lists([one.drawn for one in texts])
         return _Judged(
             packed.to(patches_IPS.device),
