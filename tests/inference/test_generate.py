@@ -248,11 +248,13 @@ def test_an_end_that_is_not_among_the_best_so_many_does_not_count(captioner: Cap
 def test_an_end_below_the_beams_is_forgotten_even_if_all_that_follows_is_worse(
     captioner: Captioner,
 ) -> None:
-    first = [0.0, 0.0, 0.0, 2.9, 0.0, 3.0, 0.0, 0.0]
+    first = [-50.0] * 5 + [0.84, 0.0, -50.0]  # two beams: 5 and 6
+    # best first: 5 and the end, 5 and 5, 6 and the end, which is the third of two beams
+    second = [-50.0] * 3 + [0.1, -50.0, 0.0, -50.0, -50.0]
     flat = [0.0, 0.0, 0.0, -50.0, 0.0, 0.1, 0.0, 0.0]
-    speaker = FixedSpeaker(captioner, [first, *[flat] * 9])
-    (found,) = beam_search(speaker, [2], Lengths(END, 6, 1), 1)
-    assert [one.ids for one in found] == [(2, 5, 5, 5, 5, 5)]
+    speaker = FixedSpeaker(captioner, [first, second, *[flat] * 9])
+    (found,) = beam_search(speaker, [2], Lengths(END, 6, 1), 2)
+    assert [one.ids[:3] for one in found] == [(2, 5, END), (2, 5, 5)]
 
 
 def test_a_search_is_done_when_nothing_that_goes_on_is_better_at_the_present_length(

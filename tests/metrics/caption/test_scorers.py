@@ -277,11 +277,12 @@ GOOD = {
         {**GOOD, "documents": "3"},
         {**GOOD, "pictures_with": []},
         {**GOOD, "pictures_with": {"a": 4}},
+        {**GOOD, "pictures_with": {"a": 0}},
         {**GOOD, "pictures_with": {"a": 1.5}},
         {**GOOD, "pictures_with": {"a b c d e": 2}},
         {**GOOD, "pictures_with": {"": 2}},
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_file_that_holds_no_frequencies_is_refused(tmp_path: Path, content):
     file = tmp_path / "frequencies.json"
