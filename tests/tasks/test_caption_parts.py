@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tasks.captions import second_stage, talkative
+from tests.tasks.captions import captions_recipe, second_stage, talkative
 from tests.tasks.recipes import write_stores
 from xvlm_core.data.batches import CaptionBatch
 from xvlm_core.models.captioner import Captioner
@@ -103,3 +103,9 @@ def test_in_bfloat16_every_weight_learns_although_captions_are_drawn_without_a_g
     without = [n for n, _ in model.named_parameters() if n not in learnt or not learnt[n].any()]
     # keys of a softmax have no bias
     assert all(name.endswith("key.bias") for name in without), without
+
+
+def test_weights_are_whole_where_each_rank_decodes_other_numbers_of_steps(root: Path) -> None:
+    """ZeRO 3 would wait for ever if it gathered them as modules are called."""
+    assert built(root)[1].runs_in_every_part == ()
+    assert talkative(build_task(captions_recipe(root))).runs_in_every_part

@@ -19,11 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.tasks.captions import second_stage
 from tests.tasks.recipes import merged, recipe
 from xvlm_core.config.schema import Recipe
 from xvlm_core.errors import DataError, XvlmError
+from xvlm_core.models.captioner import Captioner
+from xvlm_core.models.decoding import Writing
 from xvlm_core.tasks.base import Batch, Losses, Moment, Prediction, Scores
+from xvlm_core.tasks.captioning import CaptioningTask
 from xvlm_core.tasks.pretrain import PretrainTask
+from xvlm_core.tasks.recipe_task import RecipeTask
 from xvlm_core.train import divergence, loop, runs
 from xvlm_core.train.engines import build
 from xvlm_core.train.parts import GatheredPeers
@@ -62,6 +67,14 @@ BASE: dict[str, Any] = {
     },
 }
 
+DRAWN: dict[str, Any] = {
+    "model": BASE["model"],
+    "scoring": {"beams": 1},
+    "schedule": {"max_steps": 5},
+    "train": {**BASE["train"], "evaluate_every": 3},
+}
+"""Changes of a recipe whose captions are drawn and rewarded."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -89,6 +102,7 @@ class Job:
         stop_at: the last rank receives SIGTERM during this step.
         go_on: the run, such as ``2/torch stopped``, that is continued in a copy.
         fault: what goes wrong.
+        draws: it is the second stage of captioning, not pre-training.
     """
 
     name: str
@@ -96,6 +110,7 @@ class Job:
     stop_at: int | None = None
     go_on: str | None = None
     fault: Fault | None = None
+    draws: bool = False
 
     @property
     def last_bad_step(self) -> int:
@@ -104,6 +119,8 @@ class Job:
 
     def recipe(self, root: Path) -> Recipe:
         """Over the stores in a folder."""
+        if self.draws:
+            return second_stage(root, **merged(DRAWN, dict(self.changes)))
         return recipe(root, **merged(BASE, dict(self.changes)))
 
 
@@ -131,6 +148,8 @@ class Report:
     wrote: int = 0
     """Divergences that this rank wrote a file of."""
     predictions: list[Prediction] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
+    """Of each part whose captions are drawn: how often the decoder was called."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +178,8 @@ class FaultyFeed:
         ]
 
 
-class WatchedTask(PretrainTask):
-    """Pre-training that tells what it sees, stops when it is told to, and may go wrong."""
+class Watched(RecipeTask):
+    """A task that tells what it sees, stops when it is told to, and may go wrong."""
 
     def __init__(self, recipe: Recipe, job: Job, ranks: Ranks, report: Report) -> None:
         super().__init__(recipe)
@@ -174,7 +193,7 @@ class WatchedTask(PretrainTask):
         return self.model
 
     def feed(self) -> Any:
-        feed = super().feed()
+        feed = super().feed()  # type: ignore[safe-super]
         return feed if self.job.fault is None else FaultyFeed(feed, self.job.fault)
 
     def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> Losses:
@@ -188,7 +207,7 @@ class WatchedTask(PretrainTask):
             self.before = self.weights()
         if self.before and moment.step > self.job.last_bad_step and self.report.unchanged is None:
             self.compare()
-        losses = super().losses(model, batch, moment)
+        losses = super().losses(model, batch, moment)  # type: ignore[safe-super]
         self.report.dtypes |= {str(value.dtype) for value in losses.parts.values()}
         if fault is None or moment.step not in fault.steps or peers.part not in fault.parts:
             return losses
@@ -220,6 +239,38 @@ class WatchedTask(PretrainTask):
         return super().score(predictions)
 
 
+class WatchedTask(Watched, PretrainTask):
+    """Pre-training."""
+
+
+class WatchedDraws(Watched, CaptioningTask):
+    """Captions that are drawn and rewarded: one ends early, another late or not at all."""
+
+    def build_model(self, *, first_weights: bool = True) -> nn.Module:
+        model = super().build_model(first_weights=first_weights)
+        assert isinstance(model, Captioner)
+        assert model.text.lm_head is not None
+        if first_weights:
+            with torch.no_grad():
+                model.text.lm_head.bias[self.tokenizer.sep_id] += 4.0
+        return model
+
+    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> Losses:
+        calls, write = 0, Writing.write
+
+        def counted(writing: Writing, ids_RT: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return write(writing, ids_RT)
+
+        Writing.write = counted  # type: ignore[method-assign,assignment]
+        try:
+            return super().losses(model, batch, moment)
+        finally:
+            Writing.write = write  # type: ignore[method-assign]
+            self.report.written.append(calls)
+
+
 def _wait_for(path: Path, failed: Path, seconds: float = 240.0) -> None:
     """Another group of ranks makes it, or leaves word that it failed."""
     end = time.monotonic() + seconds
@@ -246,7 +297,7 @@ def do(ranks: Ranks, job: Job, root: Path, base: Path) -> Report:
     """One job, on all ranks."""
     report = Report()
     recipe = job.recipe(root)
-    task = WatchedTask(recipe, job, ranks, report)
+    task = (WatchedDraws if job.draws else WatchedTask)(recipe, job, ranks, report)
     run = _run_of(ranks, job, recipe, base)
 
     def diverged(*arguments: Any, write: bool) -> Any:

@@ -101,6 +101,19 @@ def _torch_alone(world: int) -> list[Job]:
     return found if world == 2 else [job for job in found if "bad" not in job.name]
 
 
+def _captions(world: int, engines: tuple[str, ...]) -> list[Job]:
+    """Those that are drawn: the signal comes in a step that a validation follows."""
+    found = [Job("drawn", of("torch"), draws=True)]
+    if world == 2:
+        found += [
+            Job("drawn, stopped", of("torch"), stop_at=STOP, draws=True),
+            Job("drawn, resumed", of("torch"), go_on="2/drawn, stopped", draws=True),
+        ]
+        if "zero3" in engines:
+            found.append(Job("drawn, zero3", of("zero3"), draws=True))
+    return found
+
+
 def jobs_of(world: int, engines: tuple[str, ...]) -> list[Job]:
     """In an order in which no group of ranks waits long for a run of another."""
     if world == 3:
@@ -118,6 +131,7 @@ def jobs_of(world: int, engines: tuple[str, ...]) -> list[Job]:
         ]
     found = [job for engine in engines for job in _on_one_and_two(world, engine)]
     found += _torch_alone(world)
+    found += _captions(world, engines)
     if world == 1:
         found.append(Job("3 parts", of("torch", parts(3)), stop_at=END))
         found.append(Job("3 parts, bf16", of("torch", parts(3), BF16), stop_at=END))

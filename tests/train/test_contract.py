@@ -161,6 +161,33 @@ def test_more_ranks_and_parts_are_one_rank(made: Runs, world: int, parts: int) -
         assert {one.part for one in report.seen} == set(range(rank * own, (rank + 1) * own))
 
 
+# ---------------------------------------------------------------- captions that are drawn
+
+
+@engines("torch", "zero3")
+def test_drawn_captions_and_their_rewards_are_those_of_one_rank(made: Runs, engine: str) -> None:
+    """Although one rank decodes more steps than the other, and the weights are shared out."""
+    run = "2/drawn" if engine == "torch" else f"2/drawn, {engine}"
+    one, two = made.log("1/drawn"), made.log(run)
+    assert {"self_critical", "reward", "baseline", "grad_norm"} < set(curve(one[0]))
+    assert len({line["reward"] for line in one}) > 1
+    assert one == two if engine == "torch" else difference(one, two) <= FLOAT32
+    by_rank = [report.written for report in made.told[run]]
+    assert by_rank[0] != by_rank[1]
+    (alone,) = (report.written for report in made.told["1/drawn"])
+    assert alone == [calls for step in zip(*by_rank, strict=True) for calls in step]
+
+
+def test_captions_are_drawn_on_as_if_the_run_had_not_been_stopped(made: Runs) -> None:
+    """Nor is the validation left out that the step of the signal was to be followed by."""
+    whole, resumed = "2/drawn", "2/drawn, resumed"
+    assert made.log(resumed) == made.log(whole)
+    evals = [list(lines_of(made.base, run, "eval")) for run in (whole, resumed)]
+    assert [line["step"] for line in evals[0]] == [STOP, 5]
+    assert [line["scores"] for line in evals[0]] == [line["scores"] for line in evals[1]]
+    assert_same(made.tensors(resumed, 5), made.tensors(whole, 5))
+
+
 # ---------------------------------------------------------------- bfloat16
 
 
