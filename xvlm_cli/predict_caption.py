@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _BATCH = 16
 _EXAMPLE = 'xvlm predict caption "photos/*.jpg"'
 _LINE = '{"image": "a.jpg"}'
+_COLDEST = 1e-6
+"""Of temperatures: below it a sample is what greedy search finds, and numbers overflow."""
 
 
 def run(request: Request, out: Output) -> None:
@@ -54,9 +56,9 @@ def _require_sense(request: Request) -> None:
         raise UsageError(
             "predict caption writes no file", try_=f"{_EXAMPLE} --json > captions.json"
         )
-    if not 0 < given.temperature < math.inf:
+    if not _COLDEST <= given.temperature < math.inf:
         raise UsageError(
-            f"--temperature {given.temperature:g} is not above 0",
+            f"--temperature {given.temperature:g} is not a number of at least {_COLDEST:g}",
             try_="--temperature 1, or --search greedy",
         )
     if not 0 < given.top_p <= 1:

@@ -364,6 +364,9 @@ def test_fine_tuning_for_captions_has_the_released_values() -> None:
     assert (recipe.data.images.batch_size, recipe.schedule.epochs) == (256, 5)
     assert recipe.data.size == 566_747
     assert (recipe.captioning.prompt, recipe.captioning.label_smoothing) == ("a picture of ", 0.1)
+    with pytest.raises(ConfigError) as caught:
+        resolve("caption", ["captioning.prompt=a picture of"], environ={}, kind="finetune")
+    assert "glued to it: write 'a picture of '" in str(caught.value.details)
     assert (recipe.scoring.beams, recipe.scoring.max_length, recipe.scoring.min_length) == (
         3, 20, 5,
     )  # fmt: skip

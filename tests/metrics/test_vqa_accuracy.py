@@ -74,3 +74,7 @@ def test_exact_match_is_with_what_most_people_said() -> None:
     assert exact_match("cat", ["dog", "cat"]), "equally many"
     assert exact_match("two", ["2", "two"])
     assert not exact_match("red", [])
+    unknown = ["red"] * 4 + ["?"] * 6
+    assert exact_match("red", unknown), "those whose answer is not known do not outvote it"
+    assert not exact_match("", unknown)
+    assert not exact_match("the", ["a", "the"]), "nothing is no answer"

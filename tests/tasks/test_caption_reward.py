@@ -14,6 +14,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from tests.data.painted import painted_record, painted_store
 from tests.tasks.recipes import records, write_stores
 from xvlm_core.data.store import Store
+from xvlm_core.errors import DataError
 from xvlm_core.metrics.caption.frequencies import DocumentFrequencies
 from xvlm_core.tasks.caption_reward import CaptionReward, tokens
 
@@ -122,3 +123,12 @@ def test_documents_are_cut_as_captions_are_and_a_picture_without_any_is_none(
     assert {" ".join(gram) for gram in frequencies.pictures_with if len(gram) > 2} == {
         "red star near", "star near <eos>", "red star near <eos>"
     }  # fmt: skip
+
+
+def test_one_picture_alone_would_reward_nothing(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    made = [painted_record(pictures, "a", [], captions=("red star",))]
+    store = painted_store(tmp_path / "s", pictures, made)
+    with pytest.raises(DataError, match="every reward would be 0"):
+        CaptionReward.of_stores([store], "train", 3)
+    assert CaptionReward.of_stores([store], "train", 3, bleu=1.0).frequencies.documents == 1

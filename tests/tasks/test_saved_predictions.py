@@ -213,6 +213,22 @@ def test_a_number_that_two_pictures_have_is_neither(tmp_path: Path) -> None:
     assert caught.value.details == ("7: member 1",)
 
 
+@pytest.mark.parametrize("given", ["test/7", "1:b/val/7", "8.5", "7.x"])
+def test_a_name_with_a_folder_or_a_point_is_no_number(tmp_path: Path, given: str) -> None:
+    """A file of another split, or of another store: its pictures have the same numbers."""
+    path = listed(tmp_path, {"image_id": given, "caption": "a"})
+    asked = [{"id": name, "record": name} for name in ("val/7", "8.1")]
+    with pytest.raises(DataError, match=r"not in the data|none of the"):
+        join(path, read_answers(path, CAPTION), [asked], CAPTION, allow_missing=True)
+
+
+@pytest.mark.parametrize("given", ["val2014/COCO_val2014_000000000007.jpg", "000000000007.jpg"])
+def test_coco_s_own_names_are_numbers(tmp_path: Path, given: str) -> None:
+    path = listed(tmp_path, {"image_id": given, "caption": "a"})
+    joined = join(path, read_answers(path, CAPTION), [[{"id": "v/7", "record": "v/7"}]], CAPTION)
+    assert joined.predictions[0][0]["caption"] == "a"
+
+
 def test_two_names_of_one_picture_are_two_answers(tmp_path: Path) -> None:
     path = listed(
         tmp_path,

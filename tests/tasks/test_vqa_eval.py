@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.data.painted import painted_store
+from tests.data.painted import paint, painted_store
 from tests.tasks.questions import (
     ANSWERS,
     asked,
@@ -80,6 +80,22 @@ def test_a_picture_is_encoded_once_for_all_its_questions(tmp_path: Path, model: 
     assert batch.picture_of_question_Q.tolist() == [0, 1, 1, 2, 2, 2, 3]
 
 
+def test_a_question_is_about_its_own_picture(tmp_path: Path, model: VQA) -> None:
+    """The same questions about two pictures: as about each of them alone."""
+    both = [question("1"), question("2", "is there a star")]
+    made = [asked(tmp_path, name, both, split="val") for name in "ab"]
+    paint(tmp_path / "b.png", 120, 90, [(0, 0, 0, 0), (30, 20, 120, 90)])
+    store = painted_store(tmp_path / "s", tmp_path, made)
+    write_list(tmp_path / "s", ANSWERS)
+    together, alone = (
+        evaluate(evaluation_of(store, batch_records=n), model, CPU).predictions  # type: ignore[union-attr]
+        for n in (2, 1)
+    )
+    said = [p["probability"] for p in together]
+    assert said == pytest.approx([p["probability"] for p in alone], abs=1e-5)
+    assert abs(said[0] - said[2]) > 1e-3, "the pictures differ"
+
+
 # ------------------------------------------------------------------ figures
 
 
@@ -147,6 +163,7 @@ def test_what_each_of_the_people_said_follows_from_the_shares(tmp_path: Path) ->
             types={"1": ["what colour", "other"]},
         ),
         asked(tmp_path, "b", [question("5")], split="val", question_kinds=["colour"]),
+        asked(tmp_path, "c", [question("6", red=0.96, blue=0.04)], split="val"),
     ]
     references = list(evaluation_of(painted_store(tmp_path / "s", tmp_path, records)).references())
     people = {r["id"]: r["answers"] for r in references}
@@ -154,6 +171,7 @@ def test_what_each_of_the_people_said_follows_from_the_shares(tmp_path: Path) ->
     assert people["2"] == ["red"] * 10
     assert people["3"] == ["red", "red", "blue"]
     assert people["4"] == []
+    assert set(people["6"]) == {"red", "blue"}, "a small share is somebody's, too"
     kinds = {r["id"]: (r["kind"], r["answer_kind"]) for r in references}
     assert kinds["1"] == ("what colour", "other")
     assert kinds["2"] == (None, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from xvlm_core.config.data_sections import DataSection, TextSection
 from xvlm_core.config.section import Fraction, Section
@@ -241,6 +241,15 @@ class CaptioningSection(Section):
         "of second_stage",
     )
     self_critical: SelfCriticalSection = SelfCriticalSection()
+
+    @field_validator("prompt")
+    @classmethod
+    def _ends_before_a_word(cls, prompt: str) -> str:
+        if prompt and prompt[-1].isalnum():
+            raise ValueError(
+                f"the first word of a caption would be glued to it: write {prompt + ' '!r}"
+            )
+        return prompt
 
 
 class TrainSection(Section):

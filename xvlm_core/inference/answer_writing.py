@@ -69,6 +69,7 @@ def write_answers(
         is_open = still_open
     cut_off = set(is_open)
     return [
-        Written(tokenizer.decode(text), math.exp(total), q not in cut_off)
+        # a text may begin with the inner part of a word
+        Written(tokenizer.decode(text).removeprefix("##"), math.exp(total), q not in cut_off)
         for q, (text, total) in enumerate(zip(texts, sums, strict=True))
     ]

@@ -181,6 +181,11 @@ def _drawn(logits_RV: Tensor, draw_R: Tensor, how: Sampling) -> Tensor:
     return found_R.clamp(max=logits_RV.shape[1] - 1)
 
 
+def most_beams(vocabulary: int) -> int:
+    """The most beams of a search: each begins with two tokens of its own to choose from."""
+    return (vocabulary - 1) // 2
+
+
 def beam_search(
     speaker: Speaker, prompt: Sequence[int], lengths: Lengths, beams: int = 3
 ) -> list[list[Written]]:
@@ -195,7 +200,7 @@ def beam_search(
     assert beams >= 1, "a search has a beam"
     writing, logits_RV = _read(speaker, prompt, beams)
     vocabulary, device = logits_RV.shape[1], logits_RV.device
-    assert vocabulary > 2 * beams, "each beam has a token of its own to begin with"
+    assert beams <= most_beams(vocabulary), "each beam has a token of its own to begin with"
     searches = [_Search(tuple(prompt), beams) for _ in range(speaker.n_sources)]
     left = list(range(len(searches)))
     # at first all beams are the same: the first one counts

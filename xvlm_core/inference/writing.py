@@ -13,7 +13,15 @@ import torch
 from xvlm_core.data.caption_samples import prompt_ids
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import CheckpointError, UsageError
-from xvlm_core.inference.generate import Lengths, Sampling, Written, beam_search, greedy, sample
+from xvlm_core.inference.generate import (
+    Lengths,
+    Sampling,
+    Written,
+    beam_search,
+    greedy,
+    most_beams,
+    sample,
+)
 from xvlm_core.inference.reading import (
     Picture,
     device_of,
@@ -118,6 +126,12 @@ class CaptionWriter:
             raise UsageError(
                 f"{self.how.beams} beams find no {self.how.captions} captions",
                 try_=f"--beams {self.how.captions}",
+            )
+        most = most_beams(loaded.info.config.text.vocab_size)
+        if self.how.search == "beam" and self.how.beams > most:
+            raise UsageError(
+                f"{self.how.beams} beams are too many for the tokens that the model has",
+                try_=f"--beams {min(3, most)}  (at most {most})",
             )
         self.device = device_of(device)
         self.model: Captioner = model.to(self.device).eval()

@@ -40,7 +40,10 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
 
 
 def exact_match(answer: str, people: Sequence[str]) -> bool:
-    """Whether it is what most people answered, both normalised; of equally many: any of them."""
-    counts = Counter(normalise_answer(one) for one in people)
+    """Whether it is what most people answered, both normalised; of equally many: any of them.
+
+    Answers of which the normalisation leaves nothing ("?", "the") do not count, nor match.
+    """
+    counts = Counter(filter(None, map(normalise_answer, people)))
     most = max(counts.values(), default=0)
     return counts.get(normalise_answer(answer), 0) == most > 0

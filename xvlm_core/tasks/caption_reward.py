@@ -14,6 +14,7 @@ import numpy as np
 
 from xvlm_core.data.caption_samples import cleaned_captions
 from xvlm_core.data.store import Store
+from xvlm_core.errors import DataError
 from xvlm_core.metrics.caption.bleu import Bleu
 from xvlm_core.metrics.caption.cider import Cider
 from xvlm_core.metrics.caption.frequencies import DocumentFrequencies
@@ -55,9 +56,21 @@ class CaptionReward:
         cider: float = 1.0,
         bleu: float = 0.0,
     ) -> CaptionReward:
-        """With the document frequencies of the captions of some stores' split."""
-        documents = _documents(stores, split, max_words)
-        return cls(DocumentFrequencies.of(documents), cider=cider, bleu=bleu)
+        """With the document frequencies of the captions of some stores' split.
+
+        Raises:
+            DataError: there are so few pictures that no caption would be worth anything.
+        """
+        frequencies = DocumentFrequencies.of(_documents(stores, split, max_words))
+        if frequencies.documents < 2 and not bleu:
+            names = ", ".join(store.name for store in stores)
+            raise DataError(
+                f"CIDEr weighs words by how few pictures have them, and {names} has "
+                f"{frequencies.documents} with captions in {split!r}: every reward would be 0",
+                where=names,
+                try_="captioning.self_critical.bleu=1, or two pictures at least",
+            )
+        return cls(frequencies, cider=cider, bleu=bleu)
 
     def __call__(
         self, captions: Sequence[str], references: Sequence[Sequence[str]]

@@ -18,7 +18,7 @@ from xvlm_core.data.records import Record
 from xvlm_core.data.store import Store
 from xvlm_core.data.tokenizer import Tokenizer
 from xvlm_core.errors import ConfigError
-from xvlm_core.inference.generate import Lengths, beam_search, greedy
+from xvlm_core.inference.generate import Lengths, beam_search, greedy, most_beams
 from xvlm_core.inference.writing import text_of
 from xvlm_core.metrics.bootstrap import interval
 from xvlm_core.metrics.caption.scores import score_captions
@@ -46,7 +46,7 @@ def require_room(scoring: ScoringSection, prompt: Sequence[int], config: ModelCo
     """A caption of the greatest length fits the model, and is longer than the prompt.
 
     Raises:
-        ConfigError: it does not, or is not.
+        ConfigError: it does not, or is not; or there are more beams than tokens for them.
     """
     most, least = config.text.max_positions, len(prompt) + 1
     if not least <= scoring.max_length <= most:
@@ -55,6 +55,12 @@ def require_room(scoring: ScoringSection, prompt: Sequence[int], config: ModelCo
             f"least {least} tokens, and the model has {most} positions",
             where="scoring.max_length",
             try_=f"scoring.max_length={min(max(20, least + 16), most)}",
+        )
+    if scoring.beams > most_beams(config.text.vocab_size):
+        raise ConfigError(
+            f"scoring.beams is {scoring.beams}: too many for the tokens that the model has",
+            where="scoring.beams",
+            try_="scoring.beams=3",
         )
 
 

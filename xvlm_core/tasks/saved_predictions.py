@@ -270,8 +270,11 @@ def join(
     return Joined(predictions, missing)
 
 
-_NUMBERED = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?(\d{1,20})(?:\.\w+)?", re.ASCII)
-"""A picture by its number: ``val/391895``, ``val2014/COCO_val2014_000000391895.jpg``."""
+_NUMBER = r"(\d{1,20})(?:\.(?:jpe?g|png))?"
+_NUMBERED = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?" + _NUMBER, re.ASCII)
+"""A record that has a number: ``val/391895``, ``val2014/COCO_val2014_000000391895.jpg``."""
+_GIVEN = re.compile(r"(?:(?:.*/)?COCO_[a-z]+\d{4}_)?" + _NUMBER, re.ASCII)
+"""A number as a file gives it. A folder in front is part of a name, but for COCO's own names."""
 
 
 def _server_names(reference: Prediction, key: str) -> set[str]:
@@ -281,16 +284,18 @@ def _server_names(reference: Prediction, key: str) -> set[str]:
     return {reference["id"], _number(str(reference.get("record")))}
 
 
-def _number(name: str) -> str:
+def _number(name: str, form: re.Pattern[str] = _NUMBERED) -> str:
     """The number of a picture without zeros in front; a name without one as it is."""
-    found = _NUMBERED.fullmatch(name)
+    found = form.fullmatch(name)
     return str(int(found[1])) if found else name
 
 
 def _as_in_data(
     path: Path, answers: Mapping[str, SavedAnswer], parts: Sequence[Sequence[Prediction]]
 ) -> dict[str, SavedAnswer]:
-    """Answers by the ids of the data. An id of a test server that several items have is none.
+    """Answers by the ids of the data.
+
+    An id of a test server that several items have is none, unless it is the very id of one.
 
     Raises:
         DataError: an item is answered more than once, under several names.
@@ -306,7 +311,7 @@ def _as_in_data(
     again: dict[str, list[object]] = {}
     for name, answer in answers.items():
         items = meant.get(answer.key, {})
-        number = _number(name) if answer.key == "image_id" else name
+        number = _number(name, _GIVEN) if answer.key == "image_id" else name
         own = items.get(name) or items.get(number) or name
         if own in found:
             again.setdefault(own, [f"{answer.unit}s", found[own].line]).append(answer.line)

@@ -46,7 +46,8 @@ def _given_in(stores: Sequence[Store], split: str) -> tuple[str, ...]:
         for number in store.numbers(split).array().tolist():
             for question in answered(store[number]):
                 for answer in question.answers:
-                    counts[answer.answer] += round(_PEOPLE * answer.weight)
+                    if answer.weight > 0:
+                        counts[answer.answer] += max(1, round(_PEOPLE * answer.weight))
     names = ", ".join(store.name for store in stores)
     if not counts:
         raise DataError(

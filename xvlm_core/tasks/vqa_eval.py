@@ -269,7 +269,9 @@ def _people(record: Record, question: Question) -> tuple[str, ...]:
         return ()
     told = _of(record.meta.get("people"), question.id)
     n = told if isinstance(told, int) and 0 < told <= 1000 else _PEOPLE
-    given = [a.answer for a in question.answers for _ in range(round(n * a.weight))]
+    # a small share is still somebody's
+    times = [max(1, round(n * a.weight)) if a.weight > 0 else 0 for a in question.answers]
+    given = [a.answer for a, k in zip(question.answers, times, strict=True) for _ in range(k)]
     return (*given, *[_UNKNOWN] * (n - len(given)))
 
 

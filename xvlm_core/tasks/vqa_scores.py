@@ -60,4 +60,5 @@ def _mean(
 
 def _most_common(predictions: Sequence[Prediction]) -> str:
     counts = Counter(normalise_answer(one) for p in predictions for one in p["answers"])
-    return counts.most_common(1)[0][0]
+    del counts[""]  # of "?", which stands for people whose answer is not known
+    return counts.most_common(1)[0][0] if counts else ""
