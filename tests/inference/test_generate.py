@@ -98,13 +98,13 @@ def captions(model: Captioner, n: int) -> tuple[Speaker, Forgetful]:
     return speaker, Forgetful(speaker, lambda t, of: model.caption_logits(patches, t, of))
 
 
-def answers() -> tuple[Speaker, Forgetful]:
+def answers(more_ends: float = -4.0) -> tuple[Speaker, Forgetful]:
     """Of three questions of different lengths."""
     model = made(changed(bench_config(), heads=(), decoder_layers=2))
     assert isinstance(model, VQA)
     with torch.no_grad():
         assert model.decoder.lm_head is not None
-        model.decoder.lm_head.bias[END] -= 4.0
+        model.decoder.lm_head.bias[END] += more_ends
     questions = PackedTexts.from_lists([[2, 9, 9, 12, 40], [2, 5], [2, 8, 7, 6]])
     states = model.read(pictures(2), questions, torch.tensor([1, 0, 0]))
     speaker = Speaker(model.decoder, TextMemory(states))
@@ -135,6 +135,15 @@ def test_what_is_kept_changes_no_token(captioner: Captioner, about: str, search:
         assert len({len(text) for row in ids(one) for text in row}) > 1, "they end apart"
     scores = [[[text.score for text in row] for row in rows] for rows in (one, other)]
     assert torch.allclose(torch.tensor(scores[0]), torch.tensor(scores[1]), atol=1e-4)
+
+
+def test_questions_that_are_left_keep_their_own_words() -> None:
+    with torch.no_grad():
+        kept, forgetful = answers(more_ends=3.0)
+        one, other = SEARCHES["samples"](kept), SEARCHES["samples"](forgetful)
+    assert ids(one) == ids(other)
+    first, *left = (max(len(text) for text in row) for row in ids(one))
+    assert first < max(left), "the longest question is done before the others"
 
 
 @pytest.mark.parametrize("search", list(SEARCHES))

@@ -13,14 +13,14 @@ import torch
 from tests.data.painted import painted_record
 from tests.tasks.captions import LENGTH, captions_recipe, lm_recipe, second_stage, talkative
 from tests.tasks.recipes import store, write_stores
-from xvlm_core.data.caption_samples import CaptionSampleMaker
+from xvlm_core.data.caption_samples import CaptionSampleMaker, caption_batch
 from xvlm_core.data.records import Record
 from xvlm_core.data.samples import SampleProblem
 from xvlm_core.inference.generate import Lengths, Written
 from xvlm_core.models.captioner import Captioner
 from xvlm_core.tasks.base import Moment
 from xvlm_core.tasks.captioning import CaptioningTask
-from xvlm_core.tasks.captioning_eval import CaptioningEvaluation
+from xvlm_core.tasks.captioning_eval import CaptioningEvaluation, score
 from xvlm_core.tasks.registry import build_task
 
 
@@ -35,6 +35,10 @@ def second(root: Path, **changes: Any) -> CaptioningTask:
     task = build_task(second_stage(root, **changes))
     assert isinstance(task, CaptioningTask)
     return task
+
+
+def moment() -> Moment:
+    return Moment(1, 0.0, torch.Generator().manual_seed(0))
 
 
 def ending(model: Captioner, end_id: int, by: float = 1e4) -> Captioner:
@@ -62,6 +66,44 @@ def test_only_what_always_comes_is_in_every_part(root: Path) -> None:
     assert build_task(captions_recipe(root)).build_model().runs_in_every_part
     for settings in (second_stage(root), captions_recipe(root, **late), lm_recipe(root, **late)):
         assert build_task(settings).build_model().runs_in_every_part == ()
+
+
+def test_a_caption_of_a_batch_is_about_its_own_picture(root: Path) -> None:
+    """Pictures that differ, where the loss of one is that of it alone."""
+    task = build_task(captions_recipe(root))
+    assert isinstance(task, CaptioningTask)
+    model = talkative(task).eval()
+    samples = []
+    for n, box in enumerate([(0.0, 0.0, 40.0, 90.0), (50.0, 10.0, 120.0, 60.0)]):
+        record = painted_record(root, f"own{n}", [("it", box)], captions=("a red star",))
+        samples.append(task.sample_maker().of_writing(record, root / record.image, 0))
+    with torch.no_grad():
+        each, both = (
+            [
+                task.losses(model, caption_batch(some, given=4), moment()).parts[
+                    "language_modeling"
+                ]
+                for some in rows
+            ]
+            for rows in ([samples[:1], samples[1:]], [samples])
+        )
+    assert abs(each[0] - each[1]) > 1e-3
+    assert both[0].item() == pytest.approx((each[0] + each[1]).item() / 2, rel=1e-5)
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_counted_and_named(tmp_path: Path) -> None:
+    made = [
+        painted_record(tmp_path / "pictures", name, [], captions=(caption,))
+        for name, caption in (("good", "a star"), ("torn", "a circle"), ("mute", "?!"))
+    ]
+    store(tmp_path, "captions", made)
+    (tmp_path / "pictures" / "torn.png").write_bytes(b"no picture")
+    data = {"images": {"batch_size": 3}, "validation": []}
+    task = build_task(captions_recipe(tmp_path, data=data))
+    (batch,) = task.feed().batches(1)
+    assert batch.record_ids == ("good",)
+    assert dict(batch.dropped) == {"not an image": 1, "empty text": 1}
+    assert [bad.record_id for bad in batch.bad.examples] == ["torn"]
 
 
 # ---------------------------------------------------------------- the second stage
@@ -101,12 +143,11 @@ def test_a_caption_that_was_cut_off_is_counted_and_its_last_word_is_learnt(root:
     end = task.tokenizer.sep_id
     for by, without in ((-1e4, 12), (1e4, 0)):
         model = ending(talkative(task), end, by)
-        moment = Moment(1, 0.0, torch.Generator().manual_seed(0))
-        counts = task.losses(model, batch, moment).counts
+        counts = task.losses(model, batch, moment()).counts
         assert counts.get("captions_without_end", 0) == without
         with torch.no_grad():
             patches = model.encode_pictures(batch.pictures_ICHW)
-            drawn = task.self_critical._draw(model, patches, batch, moment.generator).texts
+            drawn = task.self_critical._draw(model, patches, batch, moment().generator).texts
         if without:
             assert set(drawn.packing.lengths) == {LENGTH}
             assert end not in drawn.ids_N.tolist(), "no end was drawn: none is rewarded"
@@ -207,3 +248,21 @@ def test_a_reference_without_a_word_is_none(root: Path, tmp_path: Path) -> None:
     store(tmp_path, "captions", made)
     _, evaluation = evaluated(tmp_path, data={"images": {"stores": [str(root / "captions")]}})
     assert [row["references"] for row in evaluation.references()] == [["a star"]]
+
+
+def test_figures_that_are_means_over_pictures_have_an_interval() -> None:
+    rows = [
+        {
+            "id": str(n),
+            "record": str(n),
+            "caption": "a red star" if n % 2 else "two blue circles",
+            "references": ["a red star near a box"],
+        }
+        for n in range(40)
+    ]
+    found = score(rows, "val")
+    half = 1.96 * (0.25 / 40) ** 0.5 * 2 * found["ROUGE-L"].value
+    low, high = found["ROUGE-L"].interval or (0.0, 0.0)
+    assert high - low == pytest.approx(2 * half, rel=0.2)
+    assert found["CIDEr"].interval is not None
+    assert [found[f"BLEU-{n}"].interval for n in range(1, 5)] == [None] * 4

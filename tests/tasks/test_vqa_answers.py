@@ -12,6 +12,7 @@ from tests.tasks.questions import asked, question, questions_recipe, write_list
 from xvlm_core.data import question_samples
 from xvlm_core.data.question_samples import QuestionSampleMaker, question_batch
 from xvlm_core.data.store import Store
+from xvlm_core.tasks.registry import build_task
 from xvlm_core.tasks.vqa_answers import answers_to_choose_from
 from xvlm_core.train.synthetic import task_without_data
 
@@ -63,6 +64,31 @@ def test_what_is_left_out_of_a_batch_is_counted_in_it(tmp_path: Path) -> None:
     batch = question_batch(samples, 3)
     assert batch.counts["unusable_answers"] == 4
     assert question_batch(samples[:1], 3).counts["unusable_answers"] == 2
+
+
+def test_a_batch_tells_whose_question_and_whose_answer_each_is(tmp_path: Path) -> None:
+    made = maker(tmp_path)
+    of = [[question("a", red=0.5, blue=0.5)], [question("b"), question("c", no=0.7, yes=0.3)]]
+    records = [asked(tmp_path, f"r{n}", questions) for n, questions in enumerate(of)]
+    samples = [made.of_questions(r, tmp_path / r.image, 0) for r in records]
+    batch = question_batch(samples, 3)
+    assert batch.picture_of_question_Q.tolist() == [0, 1, 1]
+    assert batch.question_of_answer_A.tolist() == [0, 0, 1, 2, 2]
+    assert batch.weight_A.tolist() == pytest.approx([0.5, 0.5, 1.0, 0.7, 0.3])
+
+
+def test_in_another_pass_a_picture_is_seen_in_another_crop(tmp_path: Path) -> None:
+    made = [asked(tmp_path / "p", name, [question(name)]) for name in "ab"]
+    painted_store(tmp_path / "asked", tmp_path / "p", made)
+    data = {"questions": {"batch_size": 2}, "validation": [], "augment": True}
+    changes = {"data": data, "scoring": {"scheme": "open"}}
+    feed = build_task(questions_recipe(tmp_path, **changes)).feed()
+    seen = []
+    for step in (1, 2):  # a pass each
+        (batch,) = feed.batches(step)
+        order = [batch.record_ids.index(name) for name in "ab"]
+        seen.append(batch.pictures_ICHW[order])
+    assert (seen[0] != seen[1]).flatten(1).any(1).all()
 
 
 def test_a_crop_keeps_half_of_the_picture_at_least(
