@@ -112,6 +112,7 @@ def test_whole_records_are_taken_as_they_are(convert: Any) -> None:
         "questions": [
             {"id": "q", "question": "how many dogs?", "answers": [{"answer": "2", "weight": 0.5}]},
             {"question": "what?", "answers": ["sea"]},
+            {"question": "which?", "answers": ["2", " 2", {"answer": "two"}, "2"]},
             {"question": "where?", "answer": "here"},
             {"question": "who?", "answer": None},
             {"question": "when?", "answer": " "},
@@ -133,6 +134,7 @@ def test_whole_records_are_taken_as_they_are(convert: Any) -> None:
     assert only.questions == (
         Question("q", "how many dogs?", (Answer("2", 0.5),)),
         Question("", "what?", (Answer("sea", 1.0),)),
+        Question("", "which?", (Answer("2", 0.75), Answer("two", 0.25))),
         Question("", "where?", (Answer("here", 1.0),)),
         Question("", "who?"),
     )
@@ -144,6 +146,23 @@ def test_whole_records_are_taken_as_they_are(convert: Any) -> None:
     }
     assert done.dropped("question") == {"malformed answers": 2, "malformed question": 1}
     assert done.dropped("absent") == {"empty text": 1}
+
+
+def test_one_question_a_line_with_what_people_answered(convert: Any) -> None:
+    lines = [
+        {"image": "ok.jpg", "question": "how many?", "answers": ["2", "2", "two", "3"], "id": 17},
+        {"image": "ok.jpg", "question": "what colour?", "answer": "red", "question_id": "c"},
+        {"image": "ok.jpg", "text": "a beach"},
+        {"image": "ok.jpg", "question": "who?", "answers": "me", "split": "train"},
+    ]
+    done = convert(lines)
+    [only] = done.records
+    assert only.captions == ("a beach",)
+    assert only.questions == (
+        Question("17", "how many?", (Answer("2", 0.5), Answer("two", 0.25), Answer("3", 0.25))),
+        Question("c", "what colour?", (Answer("red", 1.0),)),
+    )
+    assert done.dropped("question") == {"malformed answers": 1}
 
 
 def test_a_store_can_be_prepared_again_from_its_own_records(convert: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from xvlm_core.errors import DataError
+from xvlm_core.listing import some
 from xvlm_core.tasks.saved_predictions import join, read_answers
 
 NONE: dict[str, Any] = {"box_xyxy_px": None, "probability": None}
@@ -277,6 +278,9 @@ def test_predictions_of_other_data_are_told_as_such(tmp_path: Path) -> None:
     path = saved(tmp_path, line("x"), line("y"))
     with pytest.raises(DataError, match=r"none of the 2 ids of p\.jsonl is in the data"):
         join(path, read_answers(path, NONE), [REFERENCES], NONE, allow_missing=True)
+    with pytest.raises(DataError) as caught:
+        join(path, read_answers(path, NONE), [REFERENCES], NONE)
+    assert caught.value.details[-1] == f"ids of the data: {some([r['id'] for r in REFERENCES])}"
 
 
 def test_answers_to_what_cannot_be_scored_are_no_error(tmp_path: Path) -> None:

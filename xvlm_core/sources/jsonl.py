@@ -1,7 +1,7 @@
 """Your own pictures, described by JSON lines.
 
-Two forms, also mixed. One text a line, lines of one picture being merged into one record, wherever
-they stand::
+Three forms, also mixed; lines of one picture are merged into one record, wherever they stand. One
+text a line::
 
     {"image": "a.jpg", "text": "a dog", "box": [10, 20, 110, 220]}
     {"image": "a.jpg", "text": "a dog runs on the beach"}
@@ -9,7 +9,13 @@ they stand::
 With a box the text names a part, without one it is a caption (``caption`` is another name of
 ``text``, and either may be a list). Where a file has none of these keys, usual other names are
 taken (``naming.USUAL``: ``file_name``, ``label``, ``bbox``, ...), and any can be given; which were
-taken, and which not, stands in ``columns.json`` of the store. Or whole records, as in
+taken, and which not, stands in ``columns.json`` of the store. One question a line, with its answer
+or what each of several people answered::
+
+    {"image": "a.jpg", "question": "how many dogs?", "answer": "2"}
+    {"image": "a.jpg", "question": "how many dogs?", "answers": ["2", "2", "two"], "id": "17"}
+
+Or whole records, as in
 ``data.records`` (``captions``, ``regions``, ``absent``, ``questions``, ``images`` and
 ``statement``), where ``width`` and ``height`` may be left out. Boxes are those of the picture as
 shown (after EXIF orientation), unless ``width`` and ``height`` say that they are of the picture as
@@ -42,6 +48,7 @@ from xvlm_core.sources.lines import (
 )
 from xvlm_core.sources.merging import Groups, Position, file_names
 from xvlm_core.sources.naming import split_name
+from xvlm_core.sources.question_lines import as_record
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class JsonReader:
     def read(self, file: IO[bytes], at: Position) -> Line:
         """The line that starts where the file stands."""
         where = f"{self.names[at.file]}:{at.line}"
-        return line_of(parse_line(file.readline()), self.forms[at.file], where)
+        return line_of(as_record(parse_line(file.readline())), self.forms[at.file], where)
 
 
 def plan(options: dict[str, Any]) -> Plan:
@@ -85,7 +92,8 @@ def plan(options: dict[str, Any]) -> Plan:
     used: dict[str, UsedKeys] = {}
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
         with open_lines(path) as file:
-            used[name] = UsedKeys(find_form(str(path), first_objects(file), options))
+            objects = list(map(as_record, first_objects(file)))
+            used[name] = UsedKeys(find_form(str(path), objects, options))
             lost.extend(_scan(file, number, name, groups, wanted, used[name]))
     wanted.check()
     forms = tuple(used[name].form for name in names)
@@ -117,7 +125,7 @@ def _scan(
             continue
         where = f"{name}:{line_number}"
         try:
-            value = parse_line(raw)
+            value = as_record(parse_line(raw))
             wanted.look(value, used.form)
             used.look(value)
             groups.add(line_of(value, used.form, where), Position(number, line_number, start))

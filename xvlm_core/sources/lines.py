@@ -14,6 +14,7 @@ from xvlm_core.errors import DataError
 from xvlm_core.sources.base import Option
 from xvlm_core.sources.drafts import Said, corners
 from xvlm_core.sources.naming import FORMATS, split_name
+from xvlm_core.sources.question_lines import answers_of
 from xvlm_core.sources.strict_json import JsonProblem, parse, refuse_encoding
 
 _BOM = b"\xef\xbb\xbf"
@@ -368,7 +369,7 @@ def _member(item: Item, member: Any, form: Form, where: str) -> Said:
     if not isinstance(member, dict):
         return Said(item, member, where, problem=f"malformed {item}")
     if item == "question":
-        answers, id = _answers(member), str(member.get("id", ""))
+        answers, id = answers_of(member), str(member.get("id", ""))
         problem = None if _is_unicode(id) else "malformed id"
         text = member.get("question")
         return Said(item, text, where, answers=answers, id=id, problem=problem)
@@ -377,17 +378,3 @@ def _member(item: Item, member: Any, form: Form, where: str) -> Said:
         pixels = replace(form, box_format="xyxy", fraction=False)
         return pixels.region(text, member["box_xyxy_px"], kind, where)
     return form.region(text, member.get("box"), kind, where)
-
-
-def _answers(question: dict[str, Any]) -> object:
-    """Texts, or objects of a text and a weight, as pairs; what is no list as it is.
-
-    Of one answer there may be ``answer``, its text.
-    """
-    only = question.get("answer")
-    found = question.get("answers", [] if only is None else [only])
-    if not isinstance(found, list):
-        return found
-    return [
-        (a.get("answer"), a.get("weight", 1.0)) if isinstance(a, dict) else (a, 1.0) for a in found
-    ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xvlm_core.errors import DataError
-from xvlm_core.listing import some_lines
+from xvlm_core.listing import some, some_lines
 from xvlm_core.sources.strict_json import refuse_encoding
 from xvlm_core.tasks.answer_fields import problem_of
 from xvlm_core.tasks.base import Prediction
@@ -245,13 +245,14 @@ def join(
     left = {
         name: answer
         for name, answer in left.items()
-        if not unscored & {name, _number(name) if answer.key == "image_id" else name}
+        if not unscored & {name, _number(name, _GIVEN) if answer.key == "image_id" else name}
     }
     if left:
         lines = [f"{_short(name)}: {answer.unit} {answer.line}" for name, answer in left.items()]
         ids = f"{_counted(len(left), 'id')} of {path.name} {'is' if len(left) == 1 else 'are'} not"
         if len(left) == n_answers > 1:
             ids = f"none of the {_counted(n_answers, 'id')} of {path.name} is"
+            lines = [*lines[:3], f"ids of the data: {some([_short(name) for name in missing])}"]
         raise DataError(
             f"{ids} in the data",
             details=some_lines(lines),
