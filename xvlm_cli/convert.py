@@ -88,6 +88,11 @@ def convert(
         out.note(note)
     for warning in report.warnings:
         out.warn(warning)
+    if form == "official" and read.info is not None and read.info.answers:
+        out.warn(
+            f"the {len(read.info.answers):,} answers that the model chooses from have no place in "
+            f"a released file: they stay in {read.path / 'config.json'} (predict vqa --answers FILE)"
+        )
     words = None if form == "official" else _tokenizer(read, tokenizer)
     if not dry_run:
         with outputs.writing(destination):

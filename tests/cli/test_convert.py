@@ -125,6 +125,19 @@ def test_half_precision_is_converted_and_said(xvlm: Run, words: Path, tmp_path: 
     assert {n["note"] for n in keys["converted"]} == {"torch.float16 -> torch.float32"}
 
 
+def test_answers_that_a_released_file_has_no_place_for_are_said(
+    xvlm: Run, words: Path, tmp_path: Path
+) -> None:
+    saved(official_file("vqa"), tmp_path / "in.pth")
+    assert xvlm("convert", tmp_path / "in.pth", "m", "--tokenizer", words).code == 0
+    assert "answers" not in xvlm("convert", "m", "none.th").err
+    config = json.loads(Path("m/config.json").read_text())
+    Path("m/config.json").write_text(json.dumps({**config, "answers": ["yes", "no"]}))
+    done = xvlm("convert", "m", "out.th")
+    assert done.code == 0
+    assert "the 2 answers that the model chooses from have no place" in done.err
+
+
 def test_a_buffer_of_another_architecture_warns(xvlm: Run, words: Path, tmp_path: Path) -> None:
     official = official_file("grounding")
     name = "vision_encoder.layers.0.blocks.1.attn_mask"

@@ -256,7 +256,11 @@ SOURCE = Source(
         Option("images", Path, "folder of COCO's pictures: train2014/ ... (default: ROOT)"),
         Option("vg", Path, "question_answers.json of Visual Genome, or vg_qa.json of X-VLM"),
         Option("vg_images", Path, "folder of its pictures: VG_100K/, VG_100K_2/"),
-        Option("split", str, "split of all records (default: from the file)"),
+        Option(
+            "split",
+            str,
+            "split of all records (default: by the name of a file, such as vqa_val.json, else train)",
+        ),
         Option("answer_list", Path, "answers to choose from, a JSON list or one a line"),
         Option(
             "answers_from",

@@ -54,7 +54,8 @@ def _given_in(stores: Sequence[Store], split: str) -> tuple[str, ...]:
             f"no answers to choose from: {names} has neither {ANSWERS} nor an answered question of "
             f"split {split!r}",
             where=names,
-            try_="scoring.answers=FILE  (one answer a line), or scoring.scheme=open",
+            try_="a store with questions (xvlm prepare-data vqa or jsonl), or scoring.answers=FILE "
+            "(one answer a line)",
         )
     found = build_answer_list(counts).answers
     if len(found) < 2:
