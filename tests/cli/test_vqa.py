@@ -106,7 +106,7 @@ def test_saved_predictions_are_scored_without_a_model(xvlm: Run, store: Path) ->
     done = xvlm(*words, "--allow-missing", "--json")
     assert done.document()["result"]["scores"]["accuracy"]["value"] == 0.5
     Path("p.jsonl").write_text('{"id": "3", "answer": 2}\n')
-    assert "has a answer that is not a text" in xvlm(*words).refusal(4)
+    assert "has an answer that is not a text" in xvlm(*words).refusal(4)
     Path("p.jsonl").write_bytes(b'{"id": "3", "answer": "\xff"}\n')
     assert "is not UTF-8" in xvlm(*words).refusal(4)
     other = {"id": "99", "answer": "red"}
