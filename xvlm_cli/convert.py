@@ -91,7 +91,7 @@ def convert(
     if form == "official" and read.info is not None and read.info.answers:
         out.warn(
             f"the {len(read.info.answers):,} answers that the model chooses from have no place in "
-            f"a released file: they stay in {read.path / 'config.json'} (predict vqa --answers FILE)"
+            f"a released file: they stay in {read.path / 'config.json'} (--answers FILE)"
         )
     words = None if form == "official" else _tokenizer(read, tokenizer)
     if not dry_run:

@@ -259,7 +259,7 @@ SOURCE = Source(
         Option(
             "split",
             str,
-            "split of all records (default: by the name of a file, such as vqa_val.json, else train)",
+            "split of all records (default: by a file's name, such as vqa_val.json, else train)",
         ),
         Option("answer_list", Path, "answers to choose from, a JSON list or one a line"),
         Option(
