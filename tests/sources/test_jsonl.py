@@ -165,6 +165,16 @@ def test_one_question_a_line_with_what_people_answered(convert: Any) -> None:
     assert done.dropped("question") == {"malformed answers": 1}
 
 
+def test_a_question_beside_a_text_takes_nothing_away_nor_does_a_key_that_was_named(
+    convert: Any,
+) -> None:
+    line = {"image": "ok.jpg", "question": "how many?", "answer": "2"}
+    [only] = convert([{**line, "text": "a beach"}]).records
+    assert (only.captions, only.questions) == (("a beach",), ())
+    [only] = convert([line], text_key="question").records
+    assert (only.captions, only.questions) == (("how many?",), ())
+
+
 def test_a_store_can_be_prepared_again_from_its_own_records(convert: Any, tmp_path: Path) -> None:
     first = convert(
         [

@@ -15,11 +15,10 @@ or what each of several people answered::
     {"image": "a.jpg", "question": "how many dogs?", "answer": "2"}
     {"image": "a.jpg", "question": "how many dogs?", "answers": ["2", "2", "two"], "id": "17"}
 
-Or whole records, as in
-``data.records`` (``captions``, ``regions``, ``absent``, ``questions``, ``images`` and
-``statement``), where ``width`` and ``height`` may be left out. Boxes are those of the picture as
-shown (after EXIF orientation), unless ``width`` and ``height`` say that they are of the picture as
-stored.
+Or whole records, as in ``data.records`` (``captions``, ``regions``, ``absent``, ``questions``,
+``images`` and ``statement``), where ``width`` and ``height`` may be left out. Boxes are those of the
+picture as shown (after EXIF orientation), unless ``width`` and ``height`` say that they are of the
+picture as stored.
 """
 
 from __future__ import annotations
@@ -72,7 +71,13 @@ class JsonReader:
     def read(self, file: IO[bytes], at: Position) -> Line:
         """The line that starts where the file stands."""
         where = f"{self.names[at.file]}:{at.line}"
-        return line_of(as_record(parse_line(file.readline())), self.forms[at.file], where)
+        form = self.forms[at.file]
+        return line_of(_object(file.readline(), form), form, where)
+
+
+def _object(raw: bytes, form: Form) -> dict[str, Any]:
+    value = parse_line(raw)
+    return value if form.foreign else as_record(value)  # a key that was named stays what it is
 
 
 def plan(options: dict[str, Any]) -> Plan:
@@ -125,7 +130,7 @@ def _scan(
             continue
         where = f"{name}:{line_number}"
         try:
-            value = as_record(parse_line(raw))
+            value = _object(raw, used.form)
             wanted.look(value, used.form)
             used.look(value)
             groups.add(line_of(value, used.form, where), Position(number, line_number, start))

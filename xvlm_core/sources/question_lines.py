@@ -7,14 +7,17 @@ from typing import Any
 
 from xvlm_core.data.text import sanitize
 
+_OTHERS = frozenset({"questions", "text", "caption", "box", "captions", "regions", "images"})
+
 
 def as_record(value: dict[str, Any]) -> dict[str, Any]:
-    """A line with one question as a whole record with it; any other line as it is.
+    """A line with one question as a whole record with it; any other line, such as one that also has
+    a text of the picture, as it is.
 
     ``{"image": "a.jpg", "question": "how many?", "answer": "2"}``; of several people ``answers``.
     The name of the question is ``question_id``, else ``id``.
     """
-    if not isinstance(value.get("question"), str) or "questions" in value:
+    if not isinstance(value.get("question"), str) or _OTHERS & value.keys():
         return value
     own: dict[str, Any] = {
         key: value[key] for key in ("question", "answer", "answers") if key in value
