@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xvlm_cli.model_request import ModelRequest
 from xvlm_core.config.recipes import (
     looks_like_path,
     nearest_names,
@@ -29,24 +30,15 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was typed."""
+class Request(ModelRequest):
+    """What was typed to evaluate."""
 
-    task: str
-    words: tuple[str, ...]
-    checkpoint: str | None
     data: str | None
     splits: str | None
     predictions: Path | None
     allow_missing: bool
     calibrate_on: str | None
     limit: int | None
-    output: Path | None
-    no_files: bool
-    download: bool
-    device: str
-    overwrite: bool
-    dry_run: bool
     server_file: bool = False
     java: bool = True
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from xvlm_cli.model_request import ModelRequest
+
 
 @dataclass(frozen=True)
 class CaptionOptions:
@@ -63,20 +65,11 @@ class CaptionOptions:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was typed; each task takes its part of it.
+class Request(ModelRequest):
+    """What was typed to predict; each task (one of :data:`xvlm_cli.predict.TASKS`) takes its part.
 
     Attributes:
-        task: one of :data:`xvlm_cli.predict.TASKS`.
-        words: inputs and texts, as they came.
         phrases: texts that are also names of files.
-        checkpoint: the model, if named.
-        output: where files go.
-        no_files: write none.
-        download: fetch the model from the hub if it is not here.
-        device: auto, cpu or cuda.
-        overwrite: replace files that are there.
-        dry_run: say what would be done.
         explain: grounding: the heat map of each word.
         proposals: grounding: boxes to choose from (a store).
         top: retrieval and vqa: answers to a question.
@@ -88,16 +81,7 @@ class Request:
         captioning: caption: how captions are looked for.
     """
 
-    task: str
-    words: tuple[str, ...]
     phrases: tuple[str, ...]
-    checkpoint: str | None
-    output: Path | None
-    no_files: bool
-    download: bool
-    device: str
-    overwrite: bool
-    dry_run: bool
     explain: bool
     proposals: str | None
     top: int

@@ -28,17 +28,19 @@ class TextSection(Section):
     skipgram_size: int = Field(3, ge=2)
 
 
-class ImagesSection(Section):
+class _Stream(Section):
+    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
+
+
+class ImagesSection(_Stream):
     """The stream of pictures with captions."""
 
-    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
     batch_size: int = Field(128, gt=0, description="pictures an update, over all ranks")
 
 
-class RegionsSection(Section):
+class RegionsSection(_Stream):
     """The stream of pictures with regions."""
 
-    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
     batch_texts: int | None = Field(
         128,
         gt=0,
@@ -65,17 +67,15 @@ class RegionsSection(Section):
     iter_perc: Fraction = Field(0.5, description="mix extra: share of steps with a region update")
 
 
-class PairsSection(Section):
+class PairsSection(_Stream):
     """The stream of pairs of pictures with a statement about both."""
 
-    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
     batch_size: int = Field(80, gt=0, description="pairs an update, over all ranks")
 
 
-class QuestionsSection(Section):
+class QuestionsSection(_Stream):
     """The stream of pictures with questions and their answers."""
 
-    stores: tuple[str, ...] = Field(min_length=1, description="store folders under data.root")
     batch_size: int = Field(
         192, gt=0, description="pictures an update, with their questions, over all ranks"
     )

@@ -16,9 +16,9 @@ or what each of several people answered::
     {"image": "a.jpg", "question": "how many dogs?", "answers": ["2", "2", "two"], "id": "17"}
 
 Or whole records, as in ``data.records`` (``captions``, ``regions``, ``absent``, ``questions``,
-``images`` and ``statement``), where ``width`` and ``height`` may be left out. Boxes are those of the
-picture as shown (after EXIF orientation), unless ``width`` and ``height`` say that they are of the
-picture as stored.
+``images`` and ``statement``), where ``width`` and ``height`` may be left out. Boxes are those of
+the picture as shown (after EXIF orientation), unless ``width`` and ``height`` say that they are of
+the picture as stored.
 """
 
 from __future__ import annotations
