@@ -332,3 +332,10 @@ def test_a_longer_question_may_be_asked_than_is_learnt_from(tmp_path: Path) -> N
 
     assert limits() == (12, 12)
     assert limits(max_words=50) == (50, 64), "and its tokens are not cut"
+
+
+def test_people_whose_answer_is_not_known_are_no_answer_of_the_baseline() -> None:
+    rows = [answer(str(n), "red", ["red"] * 4 + ["?"] * 6) for n in range(2)]
+    scores = score(rows, "val")
+    assert "always 'red'" in scores["baseline: one answer"].convention
+    assert scores["exact match"].value == 1.0
