@@ -28,7 +28,9 @@ def show(
 
     Raises:
         ConfigError: the ranks cannot share a batch, as the run would say; or a value does not hold.
+        DataError: the file of answers that the recipe names cannot be used.
     """
+    from xvlm_core.sources.answers import read_answer_list
     from xvlm_core.train.parts import settle_parts
 
     ranks = ranks or place_of(os.environ).world_size
@@ -36,6 +38,8 @@ def show(
     rows = describe(resolved)
     stores = _stores(recipe)
     settle_parts(recipe, ranks)
+    if recipe.scoring.answers is not None:
+        read_answer_list(Path(recipe.scoring.answers))
     needs = _Needs(recipe, ranks)
     steps = _steps(recipe, all(store["found"] for store in stores), start_from)
     batch = _batch(recipe, ranks)

@@ -202,8 +202,8 @@ def _train_here(
             last_words=request.last_words,
         )
     except XvlmError:
-        never_began = not run.checkpoints.is_dir() and not run.metrics.is_file()
-        if fresh and ranks.is_main and never_began:
+        has_figures = run.metrics.is_file() and run.metrics.stat().st_size > 0
+        if fresh and ranks.is_main and not run.checkpoints.is_dir() and not has_figures:
             remove_tree(run.folder)  # leave nothing behind
         raise
     finally:

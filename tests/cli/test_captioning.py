@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Run
+from tests.data.painted import painted_store
+from tests.tasks.questions import asked, question
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +115,16 @@ def test_a_caption_of_a_picture_without_references_is_left_out_and_named(
     assert result["scores"]["BLEU-1"]["n"] == 1
     assert result["dropped"] == {"no reference caption": 1}
     assert names[1] in done.err
+
+
+def test_a_store_without_captions_is_refused_and_no_run_is_left(xvlm: Run, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    painted_store(tmp_path / "asked", pictures, [asked(pictures, "t", [question("1")])])
+    words = (
+        "finetune", "world-caption", f"data.root={tmp_path}", "data.images.stores=[asked]",
+        "data.images.batch_size=1", "data.validation=[]", "init.checkpoint=null", "data.workers=0",
+    )  # fmt: skip
+    said = xvlm(*words, "-o", "runs/none").refusal(4)
+    assert "no usable sample from step 1 on: 16 no caption" in said
+    assert "Try: data.images.stores=[...]" in said
+    assert not Path("runs/none").exists()

@@ -274,8 +274,9 @@ def test_data_without_any_usable_record_is_an_error(root: Path) -> None:
     ) as caught:
         feed.batches(1)
     assert caught.value.exit_code == 4
-    assert str(root / "bad") in str(caught.value.try_)
+    assert str(root / "bad") in str(caught.value.where)
     assert not caught.value.details, "nothing is damaged"
+    assert str(caught.value.try_).startswith("data.images.stores=[...]"), "another store is needed"
 
 
 def test_data_of_which_nothing_can_be_read_is_an_error_that_names_samples(root: Path) -> None:
@@ -284,6 +285,7 @@ def test_data_of_which_nothing_can_be_read_is_an_error_that_names_samples(root: 
     with pytest.raises(DataError, match=r"no usable sample from step 1 on: \d+ missing") as caught:
         pretrain_feed(recipe(root, data={"regions": None})).batches(1)
     assert "captions train-0: missing (train-0.png)" in caught.value.details
+    assert str(caught.value.try_).startswith("xvlm validate ")
 
 
 def test_a_split_without_records_is_an_error(root: Path) -> None:

@@ -123,11 +123,12 @@ class StoreStream:
             if samples:
                 return samples, Dropped(reasons, BadSamples.of(bad))
         told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        others = f"data.{self.name}.stores=[...]  (xvlm ls stores shows those that are there)"
         raise DataError(
             f"no usable sample from step {step} on: {told}",
             details=BadSamples.of(bad).lines(),
             where=", ".join(str(store.place) for store in self.stores),
-            try_=f"xvlm validate {self.stores[0].place}",
+            try_=f"xvlm validate {self.stores[0].place}" if bad else others,
         )
 
 
