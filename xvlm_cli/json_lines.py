@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xvlm_core.errors import DataError, UsageError, XvlmError
+from xvlm_core.sources.strict_json import JsonProblem, strict_pairs
 
 if TYPE_CHECKING:
     from xvlm_core.inference.reading import ReadText
@@ -97,13 +98,17 @@ def from_stdin(example: str) -> list[Line]:
 
 def _line(line: str | bytes, where: str, example: str) -> Line:
     try:
-        value: Any = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
+        text = line.decode("utf-8-sig") if isinstance(line, bytes) else line
+        value: Any = json.loads(text, object_pairs_hook=strict_pairs())
     except UnicodeDecodeError as error:
         raise DataError(
             f"not UTF-8 (byte {error.start})",
             where=where,
             try_="iconv -f LATIN1 -t UTF-8 FILE | xvlm predict ... -",
         ) from error
+    except JsonProblem as problem:
+        twice = f"the key {str(problem.seen)[:40]!r} stands twice in the line"
+        raise DataError(twice, where=where, try_=example) from problem
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=where, try_=example) from error
     return Line(where, value if isinstance(value, dict) else _NOTHING, example)

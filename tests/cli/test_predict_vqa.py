@@ -222,6 +222,10 @@ def test_what_is_wrong_with_a_line_is_said_in_plain_words(
     assert "not UTF-8 (byte 37)" in said
     assert "standard input, line 2" in said
     assert "codec" not in said
+    twice = b'{"image": "a.png", "questions": ["red?"], "image": "b.png"}\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(twice)))
+    said = xvlm("predict", "vqa", "-", "-c", answerer).refusal(4)
+    assert "the key 'image' stands twice in the line" in said
     stdin(monkeypatch, {"image": "a.png", "questions": "red?"})
     said = xvlm("predict", "vqa", "-", "-c", answerer).refusal(4)
     assert "questions of the line are one text, not a list" in said

@@ -57,6 +57,7 @@ def test_a_mark_of_the_byte_order_and_windows_line_ends_are_no_damage(tmp_path: 
         (b"[" * 100_000, "is not JSON"),
         (b'{"id": "\xff"}', "is not UTF-8"),
         (b'["a"]', "is not a JSON object"),
+        (b'{"id": "b", "id": "c", "probability": 1}', "has the key id twice"),
         (b'{"probability": NaN, "id": "b"}', "is not JSON"),
         ({"box_xyxy_px": [0, 0, 1, 1], "probability": 1}, "has no id"),
         (line("b", id=7), "has no id"),

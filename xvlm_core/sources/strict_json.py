@@ -35,7 +35,7 @@ def parse(text: str, *, without: frozenset[str] = frozenset()) -> Any:
         JsonProblem: "not JSON", "nested too deep" or "repeated key".
     """
     try:
-        value = json.loads(text, object_pairs_hook=_strict_pairs(without))
+        value = json.loads(text, object_pairs_hook=strict_pairs(without))
         if len(text) < _PIECE and text.count("[") + text.count("{") > _DEEPEST and _deep(value):
             raise JsonProblem("nested too deep")
         return value
@@ -61,7 +61,9 @@ def _deep(value: Any) -> bool:
     return True
 
 
-def _strict_pairs(without: frozenset[str]) -> Any:
+def strict_pairs(without: frozenset[str] = frozenset()) -> Any:
+    """An ``object_pairs_hook``: raises JsonProblem "repeated key", with the key as ``seen``."""
+
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(found)
         if len(result) != len(found):
@@ -196,7 +198,7 @@ class _Text:
     @staticmethod
     def decoder(without: frozenset[str]) -> json.JSONDecoder:
         """That refuses repeated keys."""
-        return json.JSONDecoder(object_pairs_hook=_strict_pairs(without))
+        return json.JSONDecoder(object_pairs_hook=strict_pairs(without))
 
     def more(self) -> None:
         """Read on; at the end of the file set ``ended``."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from xvlm_core.errors import DataError
 from xvlm_core.listing import some, some_lines
-from xvlm_core.sources.strict_json import refuse_encoding
+from xvlm_core.sources.strict_json import JsonProblem, refuse_encoding, strict_pairs
 from xvlm_core.tasks.answer_fields import problem_of
 from xvlm_core.tasks.base import Prediction
 
@@ -142,12 +142,20 @@ def _read(path: Path) -> bytes:
 
 def _value(text: bytes, place: _Place, what: str = "a prediction") -> object:
     try:
-        return json.loads(text.decode("utf-8"), parse_constant=_no_number)
+        return json.loads(
+            text.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=strict_pairs()
+        )
     except UnicodeDecodeError as error:
         raise DataError(
             f"{what} is not UTF-8 (byte {error.start})",
             where=place.where,
             try_="save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE",
+        ) from None
+    except JsonProblem as problem:
+        raise DataError(
+            f"{what} has the key {_short(str(problem.seen))} twice",
+            where=place.where,
+            try_=place.shape,
         ) from None
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1

@@ -14,8 +14,8 @@ from xvlm_core.train.launch import ALONE, Place
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _KERNELS_KEPT = "256"
-"""Kernels that oneDNN keeps on a CPU, a MB or so each. Its own 1,024 fill up, since a batch of texts
-has another number of tokens each time, and a run grows by 0.8 GB without being faster."""
+"""Kernels that oneDNN keeps on a CPU, a MB or so each. Its own 1,024 fill up, since each batch of
+texts has another number of tokens, and a run grows by 0.8 GB without being faster."""
 
 
 def pick_device(wanted: Literal["auto", "cpu", "cuda"], place: Place = ALONE) -> torch.device:
