@@ -79,9 +79,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @every_engine
 def test_two_ranks_are_one_rank(made: Runs, engine: str) -> None:
-    """50 steps: every loss, the temperature, the norm of the gradient and the learning rate."""
+    """Every loss, the temperature, the norm of the gradient and the learning rate of each step."""
     one, two = made.log(f"1/{engine} whole"), made.log(f"2/{engine} whole")
-    assert len(one) == STEPS
+    assert len(one) == (STEPS if engine == "torch" else ELASTIC_END)
     assert {*LOSSES, "loss", "temperature", "grad_norm", "lr"} == set(curve(one[0]))
     assert difference(one, two) <= FLOAT32
     assert [line["counts"] for line in one] == [line["counts"] for line in two]
@@ -121,7 +121,8 @@ def test_two_ranks_are_one_rank_where_regions_are_updates_of_their_own(
 @one_or_two
 def test_a_stage_of_zero_is_plain_pytorch(made: Runs, engine: str, world: int) -> None:
     """Every parameter has a gradient in each of these updates: see DeepSpeedEngine."""
-    assert difference(made.log("1/torch whole"), made.log(f"{world}/{engine} whole")) <= FLOAT32
+    plain = made.log("1/torch whole")[:ELASTIC_END]
+    assert difference(plain, made.log(f"{world}/{engine} whole")) <= FLOAT32
 
 
 @every_engine
