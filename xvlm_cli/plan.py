@@ -40,6 +40,7 @@ def show(
     settle_parts(recipe, ranks)
     if recipe.scoring.answers is not None:
         read_answer_list(Path(recipe.scoring.answers))
+    out.note("counting the memory and the arithmetic of an update")  # the base model: half a minute
     needs = _Needs(recipe, ranks)
     steps = _steps(recipe, all(store["found"] for store in stores), start_from)
     batch = _batch(recipe, ranks)
