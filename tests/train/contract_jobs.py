@@ -271,7 +271,7 @@ class WatchedDraws(Watched, CaptioningTask):
             self.report.written.append(calls)
 
 
-def _wait_for(path: Path, failed: Path, seconds: float = 240.0) -> None:
+def _wait_for(path: Path, failed: Path, seconds: float = 900.0) -> None:
     """Another group of ranks makes it, or leaves word that it failed."""
     end = time.monotonic() + seconds
     while not path.exists():

@@ -86,7 +86,7 @@ def make_runs(root: Path, base: Path, engines: tuple[str, ...]) -> Runs:
 
     def group(world: int) -> list[dict[str, Report]]:
         try:
-            found = on_ranks(world, do_all, jobs_of(world, engines), root, base, seconds=500)
+            found = on_ranks(world, do_all, jobs_of(world, engines), root, base, seconds=1100)
             for report in found:
                 if isinstance(report, BaseException):
                     raise report

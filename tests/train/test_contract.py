@@ -43,6 +43,9 @@ from tests.train.contract_runs import (
 from xvlm_core.errors import DataError, DivergedError
 from xvlm_core.train import checkpoint, runs
 
+# its runs take 3 minutes of two quiet cores, which is many of two busy ones
+pytestmark = pytest.mark.timeout(1200)
+
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 FIRST = 5
 """Steps in which rounding has not grown yet."""
