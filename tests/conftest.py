@@ -17,6 +17,9 @@ settings.load_profile("xvlm")
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of that
 
+# two threads add in an order of their own: tests compare bits; processes of tests share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN_CASES = REPOSITORY / "tests" / "golden" / "cases"
 
