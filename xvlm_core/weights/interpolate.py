@@ -16,7 +16,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
 from xvlm_core.errors import CheckpointError
@@ -82,6 +81,8 @@ def resize_relative_table(table: Tensor, window_from: int, window_to: int) -> Te
     if side_from == 1:  # one offset: nothing to interpolate between
         return torch.from_numpy(np.repeat(columns, side_to**2, axis=0)).to(table.device).float()
     offsets = np.array(source_offsets(side_from, side_to))
+    from scipy.interpolate import RectBivariateSpline  # two thirds of a second, seldom needed
+
     # outside the stretched range the border value holds
     targets = np.arange(-(side_to // 2), side_to // 2 + 1, dtype=np.float64)
     targets = targets.clip(offsets[0], offsets[-1])
